@@ -1,0 +1,45 @@
+# One door to everything: `make` lists the targets. Needs Python 3.11 or later, make and a C compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test slow lint fix
+
+help:
+	@echo "make demo   solve a puzzle with eight threads of the embedded model"
+	@echo "make test   run the tests"
+	@echo "make slow   run the slow tests too"
+	@echo "make lint   check style and types"
+	@echo "make fix    mend what the style check can mend"
+
+# The stamp is written last, so that an interrupted installation is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11; try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing torch (some minutes the first time)"
+	@$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@echo "installing lace and its dependencies"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/lace solve "Use 3, 7, 12 and 5 to make 58" --threads 8
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest -q
+
+slow: $(INSTALLED)
+	@$(BIN)/python -m pytest -q -m "not gpu"
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+fix: $(INSTALLED)
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .

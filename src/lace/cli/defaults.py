@@ -1,0 +1,6 @@
+"""Names of the shipped models and default budgets, importable at no cost."""
+
+SHIPPED_LACE = "countdown"
+SHIPPED_INDEPENDENT = "countdown-isolated"
+MAX_TOKENS = {3: 64, 4: 132}
+"""Sampled tokens a thread of a shipped model needs at most, by the count of numbers in the puzzle."""

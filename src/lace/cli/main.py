@@ -1,0 +1,39 @@
+"""`lace`: the command and its verbs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from lace.cli import evaluate, graft, info, solve
+
+app = typer.Typer(
+    name="lace",
+    help="Reasoning threads of one prompt that read each other while they decode.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("solve")(solve.solve)
+app.add_typer(evaluate.app, name="eval")
+app.command("graft")(graft.graft)
+app.command("info")(info.info)
+
+
+def main() -> None:
+    """Runs the command; whatever the user can mend is told in one line."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        line = " ".join(str(error).split())
+        typer.echo(f"lace: error: {line}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("lace: interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

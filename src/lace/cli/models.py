@@ -1,0 +1,41 @@
+"""Which model a verb uses, and loading it without the library's chatter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lace.cli.defaults import SHIPPED_INDEPENDENT, SHIPPED_LACE
+
+if TYPE_CHECKING:
+    from lace.engine.engine import Engine
+
+
+def independent_model(model: str) -> str:
+    """The model of the strategy `independent`: for the shipped one its twin, trained as long on isolated traces; for
+    any other the model itself, with the lattice off."""
+    return SHIPPED_INDEPENDENT if model == SHIPPED_LACE else model
+
+
+def is_shipped(model: str) -> bool:
+    """Whether the model is one of the embedded ones, which know Countdown and nothing else."""
+    return model in (SHIPPED_LACE, SHIPPED_INDEPENDENT)
+
+
+def load_engine(model: str) -> Engine:
+    """Loads a model and puts an engine around it.
+
+    Raises:
+        ValueError: if it has no tokenizer, or cannot be loaded.
+        FileNotFoundError: if there is no such model.
+    """
+    from transformers.utils import logging
+
+    from lace.engine.engine import Engine
+    from lace.lattice.checkpoint import load
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    loaded = load(model)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer; save one beside the model")
+    return Engine(loaded.model, loaded.tokenizer)

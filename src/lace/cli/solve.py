@@ -1,0 +1,165 @@
+"""`lace solve`: N threads work on one prompt before your eyes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE
+
+if TYPE_CHECKING:
+    from lace.engine.engine import Engine
+    from lace.engine.result import LatticeResult
+    from lace.engine.sampling import SamplingParams
+    from lace.tasks.countdown import Puzzle
+
+PACE = 0.04
+"""Seconds that the live view gives each step at least; the small model is faster than the eye."""
+
+
+def solve(
+    prompt: Annotated[str, typer.Argument(help='The question, e.g. "Use 3, 7, 12 and 5 to make 58".')],
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or directory. Default: the shipped Countdown model.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads that work side by side.")] = 8,
+    strategy: Annotated[
+        str, typer.Option(help="lace: threads read each other. independent: they do not.")
+    ] = "lace",
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Sampled tokens per thread at most. Default: what the task needs, else 256.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same threads.")] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
+) -> None:
+    """Let N threads of a model solve one prompt together.
+
+    In a terminal every thread has a column. Afterwards: the answer, whose it is, and whether the verifier agrees (it
+    knows Countdown questions; for others it says nothing).
+    """
+    from lace.cli.models import independent_model, is_shipped, load_engine
+    from lace.engine.sampling import SamplingParams
+
+    name = model or SHIPPED_LACE
+    if strategy == "independent" and model is None:
+        name = independent_model(name)
+    puzzle = _read_puzzle(prompt, required=is_shipped(name))
+    if max_tokens is None:
+        max_tokens = MAX_TOKENS[len(puzzle.numbers)] if puzzle and is_shipped(name) else 256
+    params = SamplingParams(threads=threads, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    engine = load_engine(name)
+    text = puzzle.prompt if puzzle and is_shipped(name) else _chat(engine, prompt)
+    live = not json_output and not plain and sys.stdout.isatty()
+    result = _run(engine, text, params, strategy, live=live)
+    correct = puzzle.check(result.answer) if puzzle else None
+    if json_output:
+        typer.echo(json.dumps(_to_json(prompt, result, correct), ensure_ascii=False))
+    else:
+        _report(result, correct, threads_too=not live)
+
+
+def _read_puzzle(prompt: str, *, required: bool) -> Puzzle | None:
+    """The Countdown puzzle that the prompt asks, None for another question.
+
+    Raises:
+        ValueError: if it is `required`, and none, or beyond what the shipped models know.
+    """
+    from lace.tasks.countdown import MAX_NUMBER, MAX_VALUE, Puzzle
+
+    if not prompt.strip():
+        raise ValueError("the prompt is empty")
+    try:
+        puzzle = Puzzle.from_text(prompt)
+    except ValueError as error:
+        if required:
+            raise ValueError(f"the shipped model only plays Countdown, and this is {error}") from None
+        return None
+    if required:
+        if len(puzzle.numbers) not in MAX_TOKENS:
+            raise ValueError(f"the shipped model takes 3 or 4 numbers, not {len(puzzle.numbers)}")
+        if not all(1 <= n <= MAX_NUMBER for n in puzzle.numbers) or not 1 <= puzzle.target <= MAX_VALUE:
+            raise ValueError(f"the shipped model knows numbers from 1 to {MAX_NUMBER} and targets up to {MAX_VALUE}")
+    return puzzle
+
+
+def _chat(engine: Engine, prompt: str) -> str:
+    """The prompt in the model's chat format, if it has one."""
+    if engine.tokenizer.chat_template is None:
+        return prompt
+    messages = [{"role": "user", "content": prompt}]
+    return str(engine.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _run(engine: Engine, text: str, params: SamplingParams, strategy: Any, *, live: bool) -> LatticeResult:
+    if not live:
+        return engine.generate(text, params, strategy=strategy)[0]
+    from lace.cli.live import ThreadColumns
+    from lace.engine.result import LatticeResult
+
+    with ThreadColumns(params.threads) as columns:
+        step = -1
+        for event in engine.generate_stream(text, params, strategy=strategy):
+            if isinstance(event, LatticeResult):
+                columns.finish(event)
+                return event
+            if event.thread <= step or step < 0:  # the first thread again: a new step begins
+                columns.show()
+                time.sleep(PACE)
+            step = event.thread
+            columns.write(event)
+    raise AssertionError("the stream ends with the result")
+
+
+def _to_json(prompt: str, result: LatticeResult, correct: bool | None) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "answer": result.answer,
+        "correct": correct,
+        "chosen_thread": result.chosen,
+        "chosen_by": result.chosen_by,
+        "threads": [
+            {
+                "index": thread.index,
+                "label": thread.label,
+                "text": thread.text,
+                "answer": thread.answer,
+                "tag": thread.tag,
+                "finish_reason": thread.finish_reason,
+                "tokens": len(thread.token_ids),
+            }
+            for thread in result.threads
+        ],
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": result.completion_tokens,
+            "steps": result.steps,
+        },
+        "seconds": round(result.seconds, 4),
+    }
+
+
+_REASONS = {
+    "best_tag": "it called itself [[best]]",
+    "majority": "its answer is the most frequent; no or several threads called themselves [[best]]",
+    "first": "no thread gave an answer",
+}
+
+
+def _report(result: LatticeResult, correct: bool | None, *, threads_too: bool) -> None:
+    for thread in result.threads if threads_too else ():
+        typer.echo(f"Thread {thread.label}: {thread.text}")
+    chosen = result.threads[result.chosen]
+    verdict = {True: "the verifier agrees", False: "the verifier disagrees", None: "no verifier for this question"}
+    answer = "no answer" if result.answer is None else result.answer
+    typer.echo(f"Answer: {answer}  ({verdict[correct]})")
+    typer.echo(f"Chosen: thread {chosen.label}, since {_REASONS[result.chosen_by]}")
+    typer.echo(
+        f"{len(result.threads)} threads, {result.steps} steps, {result.completion_tokens} tokens, "
+        f"{result.seconds:.2f} seconds"
+    )

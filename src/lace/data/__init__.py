@@ -1,0 +1,1 @@
+"""Training data: records of lattices, the teachers that write them, and the way into tensors."""

@@ -1,0 +1,62 @@
+"""Lattices into padded tensors, with the thread layout that the forward pass takes.
+
+Shape letters: L lattices of the batch, N threads of the largest of them, R rows (all threads of all lattices),
+T tokens of the longest row (prompt and generated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lace.data.assemble import AssembledLattice
+
+IGNORED = -100
+"""Label of a token without loss (the convention of torch's and transformers' cross entropy)."""
+
+
+@dataclass(frozen=True)
+class LatticeCollator:
+    """Makes a batch of whole lattices; they may differ in their number of threads.
+
+    The batch is what a grafted model's forward takes: `input_ids`, `attention_mask`, `position_ids`, `labels` (R, T);
+    `steps` (R, T), the generated step of a token, -1 for prompt and padding; `thread_ids` (R,); `lattice_rows` (L, N),
+    the rows of each lattice, -1 where it has fewer than N threads.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, lattices: Sequence[AssembledLattice]) -> dict[str, torch.Tensor]:
+        rows = [(lattice, thread) for lattice in lattices for thread in range(len(lattice.tokens))]
+        width = max(len(lattice.prompt_ids) + len(lattice.tokens[thread]) for lattice, thread in rows)
+        largest = max(len(lattice.tokens) for lattice in lattices)
+        shape = (len(rows), width)
+        input_ids = torch.full(shape, self.pad_token_id)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORED)
+        steps = torch.full(shape, -1)
+        lattice_rows = torch.full((len(lattices), largest), -1)
+        for row, (lattice, thread) in enumerate(rows):
+            prompt, tokens = lattice.prompt_ids, lattice.tokens[thread]
+            start, end = len(prompt), len(prompt) + len(tokens)
+            input_ids[row, :end] = torch.tensor([*prompt, *tokens])
+            attention_mask[row, :end] = 1
+            learned = torch.tensor(lattice.learned[thread], dtype=torch.bool)
+            labels[row, start:end] = torch.where(learned, input_ids[row, start:end], IGNORED)
+            steps[row, start:end] = torch.arange(len(tokens))
+        row = 0
+        for index, lattice in enumerate(lattices):
+            count = len(lattice.tokens)
+            lattice_rows[index, :count] = torch.arange(row, row + count)
+            row += count
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": torch.arange(width).expand(shape).clone(),
+            "labels": labels,
+            "steps": steps,
+            "thread_ids": torch.tensor([lattice.thread_ids[thread] for lattice, thread in rows]),
+            "lattice_rows": lattice_rows,
+        }

@@ -1,0 +1,101 @@
+"""An endless, reproducible stream of Countdown lattices and arithmetic drills as a map-style data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import cast
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lace.data.assemble import AssembledLattice, assemble
+from lace.data.countdown_teacher import CountdownTeacher
+from lace.data.vocabulary import TAGS
+from lace.tasks.countdown import (
+    MAX_NUMBER,
+    MAX_VALUE,
+    OPERATORS,
+    PAIR_IDEAS,
+    TRIPLE_IDEAS,
+    Split,
+    combine,
+    generate,
+)
+
+IDEAS = PAIR_IDEAS.keys() | TRIPLE_IDEAS.keys()
+DRILL_EQUATIONS = 12
+"""Equations in one row of a drill."""
+DRILL_LUCK = 0.3
+"""In searches that are drills, how often a worker picks a right attempt on purpose."""
+
+
+@dataclass(frozen=True)
+class CountdownMixture:
+    """What the stream is made of."""
+
+    coordinated: bool
+    """Whether the threads of a lattice read each other."""
+    visibility: str = "strict"
+    min_threads: int = 2
+    max_threads: int = 8
+    max_label: int = 32
+    """Labels (and thread ids) are drawn without replacement from 1..max_label."""
+    four_numbers: float = 0.25
+    """Share of batches with puzzles of four numbers."""
+    drills: float = 0.0
+    """Share of batches with drills: bare equations, in which only results are learned, and isolated searches with many
+    solutions, in which everything but the choice of ideas is learned. A solution is rare in an honest search, so that
+    noticing one takes long to learn from these alone."""
+    group: int = 8
+    """Neighbours of one kind and number of threads (the batch size), so that little of a batch is padding."""
+    split: Split = "train"
+    seed: int = 0
+
+
+class CountdownLattices(Dataset[AssembledLattice]):
+    """Item i depends on the mixture and i alone, so a resumed run sees what an unbroken one would have seen."""
+
+    def __init__(self, mixture: CountdownMixture, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+        self.mixture, self.tokenizer, self.size = mixture, tokenizer, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> AssembledLattice:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        mix = self.mixture
+        kind = Random(f"{mix.seed}/kind/{index // mix.group}").random()
+        rng = Random(f"{mix.seed}/item/{index}")
+        threads = rng.randint(mix.min_threads, mix.max_threads)
+        if kind < mix.drills:
+            return self._equations(rng, list(range(1, threads + 1)))
+        numbers = 4 if kind < mix.drills + (1 - mix.drills) * mix.four_numbers else 3
+        teacher = CountdownTeacher(
+            generate(rng, mix.split, numbers),
+            rng.sample(range(1, mix.max_label + 1), threads),
+            rng,
+            coordinated=mix.coordinated,
+            visibility=mix.visibility,
+        )
+        return assemble(teacher.write(), self.tokenizer, mix.visibility)
+
+    def _equations(self, rng: Random, labels: list[int]) -> AssembledLattice:
+        """Rows of true equations: half with one small operand, as most steps of a search have."""
+        tokens, learned = [], []
+        for _ in labels:
+            words: list[str] = []
+            while words.count("=") < DRILL_EQUATIONS:
+                operator = rng.choice(OPERATORS)
+                limit = MAX_VALUE if operator in "+-" else MAX_NUMBER
+                y = rng.randint(1, MAX_NUMBER if rng.random() < 0.5 else limit)
+                x = y * rng.randint(1, MAX_VALUE // y) if operator == "/" else rng.randint(1, MAX_VALUE)
+                if operator == "*":
+                    x = rng.randint(1, MAX_VALUE // y)
+                if (value := combine(operator, x, y)) is not None:
+                    words += [str(max(x, y)), operator, str(min(x, y)), "=", str(value), ","]
+            tokens.append(cast(list[int], self.tokenizer.convert_tokens_to_ids(words)))
+            learned.append([n > 0 and words[n - 1] == "=" for n in range(len(words))])
+        assert self.tokenizer.bos_token_id is not None
+        return AssembledLattice([self.tokenizer.bos_token_id], labels, tokens, learned)

@@ -1,0 +1,34 @@
+"""The record of one lattice: a prompt, the threads' texts, and which token rests on which token of another thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Token `step` of this thread could only be written by someone who had read token `source_step` of thread
+    `source` (an index into `LatticeRecord.threads`). Steps count from a thread's first generated token."""
+
+    step: int
+    source: int
+    source_step: int
+
+
+@dataclass
+class ThreadRecord:
+    """One thread: its label (also its rotary thread id), and its text as tokens, the opening included."""
+
+    label: int
+    tokens: list[str]
+    opening: int = 0
+    """How many of the first tokens are given (`Thread 7:`) and hence not learned."""
+    references: list[Reference] = field(default_factory=list)
+
+
+@dataclass
+class LatticeRecord:
+    """N threads of one prompt, aligned in generated time: token t of every thread is written in the same step."""
+
+    prompt: str
+    threads: list[ThreadRecord]

@@ -1,0 +1,70 @@
+"""What a generation returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lace.engine.selection import ChosenBy, Tag
+
+FinishReason = Literal["eos", "stop", "length", "lattice"]
+"""End token; stop text; `max_tokens`; early stop, since another thread had closed with `[[best]]`."""
+Strategy = Literal["lace", "independent"]
+STRATEGIES: tuple[Strategy, ...] = ("lace", "independent")
+
+
+@dataclass(frozen=True)
+class ThreadResult:
+    """One finished thread."""
+
+    index: int
+    label: int
+    """Its thread id, also the number in its opening."""
+    text: str
+    """What it wrote after the opening, without special tokens and stop text."""
+    token_ids: list[int]
+    """Sampled tokens, the end token included; the opening not."""
+    logprobs: list[float]
+    """Of each sampled token, in nats, under the model's distribution at temperature 1."""
+    finish_reason: FinishReason
+    tag: Tag | None
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class LatticeResult:
+    """All threads of one prompt, and the one that speaks for them."""
+
+    prompt: str
+    strategy: Strategy
+    threads: list[ThreadResult]
+    chosen: int
+    """Index of the chosen thread."""
+    chosen_by: ChosenBy
+    prompt_tokens: int
+    completion_tokens: int
+    """Sampled tokens of all threads together."""
+    steps: int
+    """Decoding steps, the length of the longest thread with its opening."""
+    seconds: float
+    """From the start of its batch to its last token."""
+
+    @property
+    def answer(self) -> str | None:
+        return self.threads[self.chosen].answer
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token as it is written, or the end of a thread."""
+
+    prompt: int
+    """Index of the prompt."""
+    thread: int
+    label: int
+    token_id: int
+    text: str
+    """New text of the thread; may be empty while a character is incomplete or a stop text might follow."""
+    logprob: float | None
+    """None for a token of the opening, which is given and not sampled."""
+    finish_reason: FinishReason | None

@@ -1,0 +1,127 @@
+"""What to sample, and the draws themselves.
+
+Every lattice draws from its own generator on the CPU, seeded by its own seed, before decoding starts: one uniform
+number for each step and thread. So the draws of a prompt depend neither on what else is in the batch nor on the device.
+
+Shape letters: R rows, V vocabulary, N threads, S steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lace.lattice.config import LatticeConfig
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the threads of one prompt are decoded.
+
+    Raises:
+        ValueError: one line that names the field and what it may be.
+    """
+
+    threads: int = 8
+    """N, the threads of the prompt."""
+    max_tokens: int = 256
+    """Sampled tokens of each thread at most; the given opening (`Thread 7:`) does not count."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with at least this probability."""
+    top_k: int = 0
+    """Sample from this many tokens; 0 for all."""
+    seed: int = 0
+    """Decides thread labels and draws of this prompt, whatever else is in the batch."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a thread; they are cut off."""
+    grace: int | None = 16
+    """Early stop: once a thread has closed with `[[best]]`, tokens that the others may still write; None: no limit."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {self.threads}")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if not 0 <= self.temperature <= 100:
+            raise ValueError(f"temperature must be between 0 and 100, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all tokens) or more, not {self.top_k}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be between 0 and 2**63 - 1, not {self.seed}")
+        if "" in self.stop:
+            raise ValueError("stop must not contain the empty text")
+        if self.grace is not None and self.grace < 0:
+            raise ValueError(f"grace must be None or at least 0, not {self.grace}")
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a thread: those of the model's generation config, else the tokenizer's end token."""
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return frozenset([ends] if isinstance(ends, int) else ends or [])
+
+
+def draw_thread_ids(params: SamplingParams, config: LatticeConfig | None) -> list[int]:
+    """Distinct thread ids, drawn from 1..max_thread_id, or from 1..N where a lattice has more threads than that."""
+    largest = max(params.threads, config.max_thread_id if config else params.threads)
+    generator = torch.Generator().manual_seed(params.seed)
+    return [n + 1 for n in torch.randperm(largest, generator=generator)[: params.threads].tolist()]
+
+
+def draw_uniforms(params: SamplingParams, steps: int) -> torch.Tensor:
+    """(S, N) numbers in [0, 1) that decide every draw of one lattice."""
+    generator = torch.Generator().manual_seed(params.seed)
+    return torch.rand(steps, params.threads, generator=generator, dtype=torch.float64)
+
+
+def choose_tokens(
+    logits_RV: torch.Tensor,
+    uniforms_R: torch.Tensor,
+    temperature_R: torch.Tensor,
+    top_k_R: torch.Tensor,
+    top_p_R: torch.Tensor,
+    truncate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws one token per row by inverting the cumulative distribution at the given uniform numbers.
+
+    Args:
+        logits_RV: any floating-point dtype.
+        uniforms_R: float64 in [0, 1).
+        temperature_R: float32; rows with 0 are greedy.
+        top_k_R: int64, 0 for no limit.
+        top_p_R: float32, 1 for no limit.
+        truncate: whether any row has a limit; without one there is nothing to sort.
+
+    Returns:
+        Tokens (R,), and their log-probabilities (R,) under the model's own distribution: temperature 1, not truncated.
+    """
+    logprobs_RV = logits_RV.float().log_softmax(dim=-1)
+    greedy_R = temperature_R == 0
+    scaled_RV = logprobs_RV / torch.where(greedy_R, 1.0, temperature_R)[:, None]
+    probs_RV = scaled_RV.double().softmax(dim=-1)
+    if truncate:
+        probs_RV = probs_RV * _kept(probs_RV, top_k_R, top_p_R)
+    cdf_RV = probs_RV.cumsum(dim=-1)
+    drawn_R1 = torch.searchsorted(cdf_RV, uniforms_R[:, None] * cdf_RV[:, -1:], right=True)
+    tokens_R1 = torch.where(greedy_R[:, None], logprobs_RV.argmax(dim=-1, keepdim=True), drawn_R1)
+    return tokens_R1[:, 0], logprobs_RV.gather(1, tokens_R1)[:, 0]
+
+
+def _kept(probs_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
+    """Which tokens top-k and top-p leave, (R, V); all of them in rows without a limit."""
+    sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
+    before_RV = sorted_RV.cumsum(dim=-1) - sorted_RV  # probability of all tokens ahead of this one
+    rank_V = torch.arange(probs_RV.shape[1], device=probs_RV.device)
+    in_k_RV = (rank_V < top_k_R[:, None]) | (top_k_R[:, None] == 0)
+    # The first token always stays, so that rounding at a tiny top_p cannot empty the set.
+    in_p_RV = (before_RV < top_p_R[:, None]) | (top_p_R[:, None] == 1) | (rank_V == 0)
+    return torch.zeros_like(in_k_RV).scatter(1, order_RV, in_k_RV & in_p_RV)

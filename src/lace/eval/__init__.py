@@ -1,0 +1,1 @@
+"""Evaluation: accuracy with intervals, paired by puzzle, at equal token budgets."""

@@ -1,0 +1,150 @@
+"""Grafts lattices onto any transformers decoder whose layers have `self_attn.o_proj`.
+
+Nothing of the base model is replaced. A `LatticeAttention` becomes a submodule of each chosen `self_attn`, and three
+kinds of forward hooks lead the data past it:
+
+    decoder(..., steps, thread_ids, lattice_rows, lattice_cache)   pre-hook: forward arguments -> one ThreadLayout
+      layer.self_attn(..., thread_layout)                          pre-hook: takes the layout aside
+        o_proj(x)                                                  pre-hook: x + lattice(x, layout)
+
+The layout travels as forward arguments only, so that gradient checkpointing, which calls a layer a second time during
+the backward pass, replays it. A forward pass without these arguments is that of the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lace.lattice.attention import LatticeAttention, ThreadLayout
+from lace.lattice.cache import LatticeCache
+from lace.lattice.config import LatticeConfig
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+LAYOUT_ARGUMENTS = ("steps", "thread_ids", "lattice_rows")
+
+
+def graft(model: Model, config: LatticeConfig | None = None) -> Model:
+    """Adds an untrained lattice to a loaded decoder, in place; its outputs stay exactly what they were.
+
+    Args:
+        model: a causal language model of transformers, after `from_pretrained` (which would overwrite the zeros).
+        config: the default suits models of a billion parameters and more.
+
+    Returns:
+        The same model. Its forward now also takes `steps`, `thread_ids`, `lattice_rows` and `lattice_cache`, see
+        `ThreadLayout.build`.
+
+    Raises:
+        ValueError: if the model is grafted already, or has no layers that can carry a lattice; names the model type.
+    """
+    config = config or LatticeConfig()
+    if lattice_layers(model):
+        raise ValueError("this model carries a lattice already")
+    decoder = _decoder(model)
+    layers: Any = decoder.layers
+    carriers = config.layer_indices(len(layers))
+    for index in carriers:
+        attention = getattr(layers[index], "self_attn", None)
+        if not isinstance(getattr(attention, "o_proj", None), nn.Module):
+            raise ValueError(
+                f"cannot graft model type {model.config.model_type!r}: its layer {index} has no self_attn.o_proj"
+            )
+    lattices = [_attach(layers[index].self_attn, config, place) for place, index in enumerate(carriers)]
+    decoder.register_forward_pre_hook(_DecoderHook(lattices).build_layout, with_kwargs=True)
+    model.lattice_config = config  # type: ignore[assignment]
+    return model
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    kind = model.config.model_type
+    decoder: nn.Module | None = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if decoder is None or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        raise ValueError(f"cannot graft model type {kind!r}: it has no list of decoder layers")
+    return decoder
+
+
+def _attach(attention: nn.Module, config: LatticeConfig, place: int) -> LatticeAttention:
+    o_proj: Any = attention.o_proj
+    weight = next(o_proj.parameters())
+    dtype = weight.dtype if weight.dtype.is_floating_point else None  # a quantised layer: keep the default dtype
+    lattice = LatticeAttention(o_proj.in_features, config, place).to(device=weight.device, dtype=dtype)
+    attention.lattice = lattice
+    hooks = _AttentionHooks(lattice)
+    attention.register_forward_pre_hook(hooks.take_layout, with_kwargs=True)
+    o_proj.register_forward_pre_hook(hooks.add_lattice)
+    return lattice
+
+
+class _AttentionHooks:
+    """Carries the layout from a `self_attn` call to the `o_proj` call inside of it."""
+
+    def __init__(self, lattice: LatticeAttention) -> None:
+        self.lattice = lattice
+        self.layout: ThreadLayout | None = None
+
+    def take_layout(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kwargs = dict(kwargs)
+        self.layout = kwargs.pop("thread_layout", None)
+        return args, kwargs
+
+    def add_lattice(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        layout, self.layout = self.layout, None
+        if layout is None or not self.lattice.enabled:
+            return None
+        x_RTD = args[0]
+        return (x_RTD + self.lattice(x_RTD, layout), *args[1:])
+
+
+class _DecoderHook:
+    """Turns the forward arguments of the thread layout into the one object that the layers share."""
+
+    def __init__(self, lattices: list[LatticeAttention]) -> None:
+        self.lattices = lattices
+
+    def build_layout(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kwargs = dict(kwargs)
+        given = {name: kwargs.pop(name, None) for name in LAYOUT_ARGUMENTS}
+        cache = kwargs.pop("lattice_cache", None)
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == len(given) or not any(lattice.enabled for lattice in self.lattices):
+            return args, kwargs
+        if missing:
+            raise ValueError(f"the thread layout lacks {', '.join(missing)}; give all of {', '.join(given)}")
+        kwargs["thread_layout"] = ThreadLayout.build(self.lattices[0].config, **given, cache=cache)
+        return args, kwargs
+
+
+def lattice_layers(model: nn.Module) -> list[LatticeAttention]:
+    """The grafted side paths of a model, in the order of its layers; empty for a plain model."""
+    return [module for module in model.modules() if isinstance(module, LatticeAttention)]
+
+
+@contextmanager
+def lattice_off(model: nn.Module) -> Iterator[None]:
+    """Within the block the model computes exactly what its base model does."""
+    layers = lattice_layers(model)
+    before = [layer.enabled for layer in layers]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
+
+
+def lattice_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters of the lattice alone, e.g. to train nothing else."""
+    return ((name, p) for name, p in model.named_parameters() if ".lattice." in name)
+
+
+def new_lattice_cache(model: PreTrainedModel, lattices: int, threads: int, max_steps: int) -> LatticeCache:
+    """An empty lattice cache on the model's device and in its dtype."""
+    layers = lattice_layers(model)
+    weight = layers[0].up_proj.weight
+    return LatticeCache(layers[0].config, len(layers), lattices, threads, max_steps, weight.dtype, weight.device)

@@ -1,0 +1,1 @@
+"""Tasks: puzzles, their prompts, and exact verifiers. Nothing here knows of models."""

@@ -1,0 +1,328 @@
+"""Countdown: combine every given number, each once, with + - * / to reach a target.
+
+Puzzles and scores agree with reasoning-gym's `countdown` (same metadata, same notion of a right answer);
+`tests/test_countdown.py` checks that against the package itself. On top of it this module knows what a search
+*trace* is, and checks every written step exactly.
+
+The arithmetic is that of a child's search: all values are positive integers up to `MAX_VALUE`, a difference is
+taken larger minus smaller, and a quotient only where it comes out even.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from random import Random
+from typing import Any, Literal
+
+MAX_NUMBER = 20
+"""Largest number that `generate` puts into a puzzle."""
+MAX_VALUE = 225
+"""Largest value of a step in a trace."""
+MIN_TARGET, MAX_TARGET = 10, 100
+
+Split = Literal["train", "validation", "test"]
+OPERATORS = "+-*/"
+
+
+def combine(operator: str, x: int, y: int) -> int | None:
+    """The value of `x operator y`, larger operand first; None if it is no integer in 1..MAX_VALUE."""
+    large, small = max(x, y), min(x, y)
+    if operator == "+":
+        value = large + small
+    elif operator == "-":
+        value = large - small
+    elif operator == "*":
+        value = large * small
+    else:
+        if small == 0 or large % small:
+            return None
+        value = large // small
+    return value if 1 <= value <= MAX_VALUE else None
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """Some numbers and the target to make of them."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+    @property
+    def prompt(self) -> str:
+        """The canonical question, e.g. `Use 3, 7 and 12 to make 33`."""
+        listed = ", ".join(map(str, self.numbers[:-1]))
+        return f"Use {listed} and {self.numbers[-1]} to make {self.target}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Puzzle:
+        """Reads a question in our wording or in any of reasoning-gym's.
+
+        Raises:
+            ValueError: if the text is not a Countdown question.
+        """
+        first = text.strip().split("\n")[0]
+        for pattern in _QUESTIONS:
+            if match := pattern.fullmatch(first.strip().rstrip(".?!")):
+                numbers = tuple(int(n) for n in re.findall(r"\d+", match["numbers"]))
+                if len(numbers) < 2:
+                    break
+                return cls(numbers, int(match["target"]))
+        raise ValueError(f"not a Countdown question: {first[:80]!r}; write for example 'Use 3, 7, 12 and 5 to make 58'")
+
+    @classmethod
+    def from_entry(cls, entry: dict[str, Any]) -> Puzzle:
+        """Reads a reasoning-gym `countdown` entry."""
+        return cls(tuple(entry["metadata"]["numbers"]), int(entry["metadata"]["target"]))
+
+    def to_entry(self) -> dict[str, Any]:
+        """The puzzle as a reasoning-gym `countdown` entry (its scorer accepts it)."""
+        return {
+            "question": self.prompt,
+            "answer": next(solutions(self), None),
+            "metadata": {
+                "source_dataset": "countdown",
+                "numbers": list(self.numbers),
+                "target": self.target,
+            },
+        }
+
+    @property
+    def split(self) -> Split:
+        """The part of the data it belongs to: a hash of the sorted numbers and the target, so that the parts are
+        disjoint by construction, whatever the order of the numbers."""
+        key = f"{sorted(self.numbers)}->{self.target}".encode()
+        bucket = int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % 100
+        return "train" if bucket < 75 else "validation" if bucket < 80 else "test"
+
+    def check(self, answer: str | None) -> bool:
+        """Whether the expression uses every number exactly once and equals the target, in exact arithmetic."""
+        if not answer or len(answer) > 200 or not _ARITHMETIC.fullmatch(answer):
+            return False
+        try:
+            value, used = _evaluate(ast.parse(answer.strip(), mode="eval").body)
+        except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+            return False
+        return used == Counter(self.numbers) and value == self.target
+
+
+_LIST = r"(?P<numbers>\d+(?:(?:\s*,\s*(?:and\s+)?|\s+and\s+|\s+)\d+)+)"
+_QUESTIONS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"use (?:the numbers )?{_LIST} to (?:make|get|reach) (?P<target>\d+)",
+        rf"using all the numbers {_LIST}, create an expression that equals (?P<target>\d+)",
+        rf"find a way to make (?P<target>\d+) using all of these numbers: {_LIST}",
+        rf"calculate (?P<target>\d+) using all of these numbers: {_LIST}",
+    )
+]
+
+_ARITHMETIC = re.compile(r"[\d\s()+*/-]+", re.ASCII)
+"""Leaves no room for other spellings of numbers that Python reads (`0xC`, `1_2`), names or comments."""
+_NODES = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+
+
+def _evaluate(node: ast.expr) -> tuple[Fraction, Counter[int]]:
+    """Value and used numbers of an arithmetic syntax tree; ValueError for anything that is not arithmetic."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return Fraction(node.value), Counter([node.value])
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
+        value, used = _evaluate(node.operand)
+        return value if isinstance(node.op, ast.UAdd) else -value, used
+    if isinstance(node, ast.BinOp) and type(node.op) in _NODES:
+        (x, used_x), (y, used_y) = _evaluate(node.left), _evaluate(node.right)
+        operator = _NODES[type(node.op)]
+        value = x + y if operator == "+" else x - y if operator == "-" else x * y if operator == "*" else x / y
+        return value, used_x + used_y
+    raise ValueError("not plain arithmetic")
+
+
+# --- ideas: the named ways to combine numbers -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One written step, `large operator small = value`."""
+
+    large: int
+    operator: str
+    small: int
+    value: int
+
+    def __str__(self) -> str:
+        return f"{self.large} {self.operator} {self.small} = {self.value}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One whole idea carried out: its names (one for 3 numbers, two for 4) and the equations behind each name."""
+
+    names: tuple[str, ...]
+    equations: tuple[tuple[Equation, ...], ...]
+    expression: str
+
+    @property
+    def value(self) -> int:
+        return self.equations[-1][-1].value
+
+
+def _triple_ideas() -> dict[str, tuple[tuple[int, int, int], str, str]]:
+    """Name -> (order of the numbers, first operator, second operator) of every idea for three numbers x, y, z.
+
+    Only one of several spellings of the same expression is kept: `(x-y)+z` is `(x+z)-y`, `(x/y)*z` is `(x*z)/y`,
+    and so on; 32 ideas remain.
+    """
+    ideas: dict[str, tuple[tuple[int, int, int], str, str]] = {}
+    orders = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+    for first, second in itertools.product(OPERATORS, OPERATORS):
+        if first in "-/" and (first in "+-") == (second in "+-"):
+            continue  # another spelling of a sum's difference or a product's quotient
+        for order in orders[:1] if first == second else orders:
+            i, j, k = ("xyz"[n] for n in order)
+            ideas[f"({i}{first}{j}){second}{k}"] = (order, first, second)
+    return ideas
+
+
+TRIPLE_IDEAS = _triple_ideas()
+PAIR_IDEAS: dict[str, tuple[int, int, str]] = {
+    f"{'abcd'[i]}{operator}{'abcd'[j]}": (i, j, operator)
+    for i, j in itertools.combinations(range(4), 2)
+    for operator in OPERATORS
+}
+"""The first steps for four numbers a, b, c, d; then x is its result and y, z the two numbers left."""
+
+_Term = tuple[int, str]  # a value, and the expression that made it
+
+
+def _apply(operator: str, x: _Term, y: _Term) -> tuple[Equation, _Term] | None:
+    value = combine(operator, x[0], y[0])
+    if value is None:
+        return None
+    large, small = (x, y) if x[0] >= y[0] else (y, x)
+    parts = [f"( {e} )" if " " in e else e for _, e in (large, small)]
+    return Equation(large[0], operator, small[0], value), (value, f"{parts[0]} {operator} {parts[1]}")
+
+
+def _triple_attempts(terms: list[_Term]) -> Iterator[Attempt]:
+    for name, ((i, j, k), first, second) in TRIPLE_IDEAS.items():
+        if (one := _apply(first, terms[i], terms[j])) and (two := _apply(second, one[1], terms[k])):
+            yield Attempt((name,), ((one[0], two[0]),), two[1][1])
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def attempts(numbers: tuple[int, ...]) -> list[Attempt]:
+    """Every legal attempt at combining three or four numbers, whatever the target, in a fixed order.
+
+    Raises:
+        ValueError: for any other count of numbers.
+    """
+    terms = [(n, str(n)) for n in numbers]
+    if len(terms) == 3:
+        return list(_triple_attempts(terms))
+    if len(terms) != 4:
+        raise ValueError(f"ideas are named for 3 or 4 numbers, not for {len(terms)}")
+    found: list[Attempt] = []
+    for name, (i, j, operator) in PAIR_IDEAS.items():
+        if step := _apply(operator, terms[i], terms[j]):
+            rest = [term for n, term in enumerate(terms) if n not in (i, j)]
+            found += [
+                Attempt((name, *a.names), ((step[0],), *a.equations), a.expression)
+                for a in _triple_attempts([step[1], *rest])
+            ]
+    return found
+
+
+def solutions(puzzle: Puzzle) -> Iterator[str]:
+    """The expressions among `attempts` that solve the puzzle."""
+    return (a.expression for a in attempts(puzzle.numbers) if a.value == puzzle.target)
+
+
+def generate(rng: Random, split: Split, numbers: int = 3) -> Puzzle:
+    """Draws a solvable puzzle of one split: numbers in 1..MAX_NUMBER, target uniform in MIN_TARGET..MAX_TARGET.
+
+    Raises:
+        ValueError: if `numbers` is not 3 or 4.
+    """
+    while True:
+        drawn = tuple(rng.randint(1, MAX_NUMBER) for _ in range(numbers))
+        puzzle = Puzzle(drawn, rng.randint(MIN_TARGET, MAX_TARGET))
+        if puzzle.split == split and any(True for _ in solutions(puzzle)):
+            return puzzle
+
+
+def puzzles(n: int, seed: int, split: Split = "test", numbers: int = 3) -> list[Puzzle]:
+    """`n` different puzzles (different even up to the order of their numbers).
+
+    Raises:
+        ValueError: if the split does not hold that many.
+    """
+    rng, misses = Random(f"{seed}/{split}/{numbers}"), 0
+    seen: set[tuple[tuple[int, ...], int]] = set()
+    found: list[Puzzle] = []
+    while len(found) < n:
+        puzzle = generate(rng, split, numbers)
+        key = (tuple(sorted(puzzle.numbers)), puzzle.target)
+        misses = misses + 1 if key in seen else 0
+        if misses > 2000:
+            raise ValueError(f"the {split} split has only about {len(found)} puzzles of {numbers} numbers, not {n}")
+        if key not in seen:
+            seen.add(key)
+            found.append(puzzle)
+    return found
+
+
+# --- traces -----------------------------------------------------------------------------------------------------
+
+_EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+_ATTEMPT_NAME = re.compile(r"(?:[a-d][-+*/][a-d]|\([xyz][-+*/][xyz]\)[-+*/][xyz])")
+
+
+@dataclass(frozen=True)
+class TraceReport:
+    """What an exact reading of one thread's text found."""
+
+    steps: int
+    """Equations written."""
+    false_steps: int
+    """Equations whose arithmetic is wrong."""
+    illegal_steps: int
+    """Equations with a right value but an operand that is not at hand (never given, or used before)."""
+    attempts: tuple[tuple[str, ...], ...]
+    """The names of the ideas tried, in order; an attempt that was broken off counts if all its names were written."""
+
+
+def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
+    """Checks every step of a thread's text: the arithmetic, and that each number is used at most once an attempt."""
+    body = re.split(r"\bsee\b|answer:|\[\[", text)[0]
+    width = len(puzzle.numbers) - 2  # names an attempt has
+    steps = false_steps = illegal = 0
+    tried: list[tuple[str, ...]] = []
+    names: list[str] = []
+    hand: Counter[int] = Counter(puzzle.numbers)
+    for token in re.finditer(f"{_ATTEMPT_NAME.pattern}|{_EQUATION.pattern}", body):
+        if token[1] is None:  # the name of an idea; the first of an attempt takes all numbers in hand again
+            if not names or len(names) == width:
+                names, hand = [], Counter(puzzle.numbers)
+            names.append(token[0])
+            if len(names) == width:
+                tried.append(tuple(names))
+            continue
+        steps += 1
+        if len(token[0]) > 100:  # Python refuses to read integers of thousands of digits
+            false_steps += 1
+            continue
+        x, y, value = int(token[1]), int(token[3]), int(token[4])
+        needed = Counter([x, y])
+        if (x < y and token[2] in "-/") or combine(token[2], x, y) != value:
+            false_steps += 1
+        elif any(hand[n] < count for n, count in needed.items()):
+            illegal += 1
+        hand = hand - needed + Counter([value])
+    return TraceReport(steps, false_steps, illegal, tuple(tried))

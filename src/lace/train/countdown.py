@@ -1,0 +1,128 @@
+"""The recipe of the embedded Countdown models: `python -m lace.train.countdown STAGE --out DIR [--init DIR]`.
+
+Stages, in order (runs/countdown.sh runs them all):
+
+- `base`: a small Qwen3 from scratch on bare arithmetic and on isolated traces.
+- `isolated`: the base goes on with isolated traces alone; the baseline of every comparison.
+- `lattice`: the base is grafted and goes on with coordinated traces, for as many steps on as many puzzles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, set_seed
+
+from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
+from lace.data.vocabulary import LARGEST_NUMBER, build_tokenizer
+from lace.lattice.config import LatticeConfig
+from lace.train.sft import train_lattices
+
+LATTICE = LatticeConfig(
+    layers=(2, 3, 4, 5), low_dim=64, num_heads=4, time_dims=24, thread_dims=8, opening="Thread {label}:"
+)
+
+
+def number_features(numbers: torch.Tensor) -> torch.Tensor:
+    """Sine and cosine of each number at several periods, (len(numbers), 20).
+
+    Networks that learn to add represent numbers like this in the end; starting there saves most of the time.
+    """
+    periods = torch.tensor([2.0, 3.0, 5.0, 7.0, 10.0, 20.0, 50.0, 100.0, 250.0, 500.0])
+    angles = 2 * math.pi * numbers[:, None].float() / periods
+    return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+def new_base_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A random Qwen3 of 1.2 million parameters whose number embeddings start from `number_features`."""
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            num_hidden_layers=6,
+            intermediate_size=384,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=32,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    numbers = torch.arange(LARGEST_NUMBER + 1)
+    features = number_features(numbers) * math.sqrt(2) * model.config.initializer_range
+    embeddings: Any = model.get_input_embeddings()
+    with torch.no_grad():
+        ids = tokenizer.convert_tokens_to_ids([str(int(n)) for n in numbers])
+        embeddings.weight[ids, : features.shape[1]] = features
+    return model
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("base", "isolated", "lattice"))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the stage; a run found there is resumed")
+    parser.add_argument("--init", type=Path, help="model folder to start from (isolated, lattice)")
+    parser.add_argument("--steps", type=int, required=True, help="optimiser steps of the learning-rate schedule")
+    parser.add_argument("--stop-after", type=int, help="end earlier than the learning-rate schedule does")
+    parser.add_argument("--lattices", type=int, default=8, help="lattices per step")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--drills", type=float, default=0.0, help="share of batches with bare arithmetic")
+    parser.add_argument("--visibility", choices=("strict", "causal"), default=LATTICE.visibility)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the stream of puzzles")
+    options = parser.parse_args(argv)
+    if (options.init is None) != (options.stage == "base"):
+        parser.error("--init is needed for the stages isolated and lattice, and only there")
+
+    set_seed(options.seed)
+    tokenizer = build_tokenizer()
+    model: Any
+    if options.stage == "base":
+        model = new_base_model(tokenizer)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(options.init, dtype=torch.float32)
+    coordinated = options.stage == "lattice"
+    config = LatticeConfig.from_dict({**LATTICE.to_dict(), "visibility": options.visibility})
+    if coordinated:
+        from lace.lattice.graft import graft
+
+        graft(model, config)
+    mixture = CountdownMixture(
+        coordinated=coordinated,
+        visibility=config.visibility,
+        max_label=config.max_thread_id,
+        drills=options.drills,
+        group=options.lattices,
+        seed=options.seed + (0 if options.stage == "base" else 1),
+    )
+    dataset = CountdownLattices(mixture, tokenizer, options.steps * options.lattices)
+    assert isinstance(tokenizer.pad_token_id, int)
+    train_lattices(
+        model,
+        dataset,
+        tokenizer.pad_token_id,
+        options.out / "checkpoints",
+        steps=options.steps,
+        stop_after=options.stop_after,
+        learning_rate=options.learning_rate,
+        lattices_per_step=options.lattices,
+        seed=options.seed,
+    )
+    if coordinated:
+        from lace.lattice.checkpoint import save
+
+        save(model, options.out, whole=True)
+    else:
+        model.save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+
+
+if __name__ == "__main__":
+    main()

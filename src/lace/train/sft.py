@@ -1,0 +1,124 @@
+"""Supervised training on lattices with `transformers.Trainer`: one example is one lattice, never a row of it.
+
+Accumulation, mixed precision, resuming and FSDP are the library's. What is ours is the collator's batch, whose thread
+layout (`steps`, `thread_ids`, `lattice_rows`) reaches the grafted layers as plain forward arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from lace.data.assemble import AssembledLattice
+from lace.data.collate import LatticeCollator
+
+
+class _JsonlLog(TrainerCallback):
+    """Appends every logged line of metrics to a file, the record that plots and tables are made from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _last_checkpoint(output: Path) -> str | None:
+    """The newest complete checkpoint: the trainer's state is written last, so a kill while saving leaves none."""
+    complete = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
+class _StopAfter(TrainerCallback):
+    """Ends a run before its schedule does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+
+
+def train_lattices(
+    model: PreTrainedModel,
+    dataset: Dataset[AssembledLattice],
+    pad_token_id: int,
+    output: str | Path,
+    *,
+    steps: int,
+    stop_after: int | None = None,
+    learning_rate: float,
+    lattices_per_step: int = 8,
+    accumulate: int = 1,
+    warmup_steps: int = 100,
+    weight_decay: float = 0.05,
+    seed: int = 0,
+    bf16: bool = False,
+    save_every: int = 500,
+    log_every: int = 50,
+    arguments: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """Trains all parameters that require gradients; continues from the last checkpoint in `output`, if there is one.
+
+    Args:
+        model: grafted for lattices that read each other, plain for isolated threads.
+        dataset: one item is one assembled lattice; taken in order, so its order must already be random.
+        pad_token_id: fills short rows.
+        output: folder of checkpoints and of `log.jsonl`.
+        steps: optimiser steps of the whole learning-rate schedule.
+        stop_after: end earlier, after this many of them.
+        lattices_per_step: lattices that one optimiser step sees (`accumulate` times smaller micro-batches).
+        arguments: further fields of `transformers.TrainingArguments`, e.g. for FSDP.
+
+    Returns:
+        The trainer, after training.
+
+    Raises:
+        ValueError: if the lattices of a step cannot be split evenly over the micro-batches.
+    """
+    if lattices_per_step % accumulate:
+        raise ValueError(f"{lattices_per_step} lattices a step cannot be accumulated in {accumulate} equal parts")
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    settings = TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=lattices_per_step // accumulate,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        save_steps=save_every,
+        save_total_limit=2,
+        logging_steps=log_every,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **dict(arguments or {}),
+    )
+    trainer = Trainer(
+        model=model,
+        args=settings,
+        train_dataset=dataset,
+        data_collator=LatticeCollator(pad_token_id),
+        callbacks=[_JsonlLog(output / "log.jsonl"), _StopAfter(stop_after or steps)],
+    )
+    trainer.train(resume_from_checkpoint=_last_checkpoint(output))
+    return trainer

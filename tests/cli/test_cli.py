@@ -1,0 +1,125 @@
+"""The command as users run it: the installed script, real models, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lace.tasks.countdown import Puzzle
+from tiny import tiny_model
+
+QUESTION = "Use 3, 7, 12 and 5 to make 58"
+
+
+def lace(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lace.cli.main", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_solve_prints_one_json_object() -> None:
+    run = lace("solve", QUESTION, "--threads", "4", "--json", "--seed", "3")
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert set(told) == {
+        "prompt", "answer", "correct", "chosen_thread", "chosen_by", "threads", "usage", "seconds",
+    }  # fmt: skip
+    assert told["prompt"] == QUESTION
+    assert len(told["threads"]) == 4
+    assert {"index", "text", "answer", "tag", "finish_reason", "tokens"} <= set(told["threads"][0])
+    assert told["answer"] == told["threads"][told["chosen_thread"]]["answer"]
+    assert told["correct"] == Puzzle.from_text(QUESTION).check(told["answer"])
+    assert told["usage"]["completion_tokens"] == sum(thread["tokens"] for thread in told["threads"])
+
+
+def test_solve_in_plain_lines_names_the_answer_and_the_thread() -> None:
+    run = lace("solve", "use 2 3 and 4 to make 24", "--threads", "3", "--plain")
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert sum(line.startswith("Thread ") for line in lines) == 3
+    assert sum(line.startswith("Answer: ") and "the verifier" in line for line in lines) == 1
+    assert sum(line.startswith("Chosen: thread ") for line in lines) == 1
+
+
+def test_same_seed_same_text() -> None:
+    first, second = (lace("solve", QUESTION, "--threads", "2", "--json", "--seed", "8").stdout for _ in range(2))
+    assert json.loads(first)["threads"] == json.loads(second)["threads"]
+
+
+ERRORS = {
+    ("solve", ""): "empty",
+    ("solve", "What is love?"): "only plays Countdown",
+    ("solve", "Use 3 and 4 to make 7"): "3 or 4 numbers",
+    ("solve", "Use 3, 4 and 900 to make 7"): "numbers from 1 to",
+    ("solve", QUESTION, "--threads", "0"): "threads must be at least 1",
+    ("solve", QUESTION, "--max-tokens", "0"): "max_tokens must be at least 1",
+    ("solve", QUESTION, "--temperature", "-1"): "temperature must be",
+    ("solve", QUESTION, "--strategy", "chorus"): "strategy must be one of",
+    ("solve", QUESTION, "--model", "no/such-model"): "no model 'no/such-model'",
+    ("info", "no-such-model"): "no model 'no-such-model'",
+    ("eval", "countdown", "--threads", "4,x"): "--threads",
+    ("eval", "countdown", "--strategies", "lace,vote"): "unknown strategy 'vote'",
+    ("eval", "countdown", "--n", "0"): "--n must be at least 1",
+    ("eval", "countdown", "--numbers", "5"): "--numbers must be 3 or 4",
+    ("graft", "countdown", "/tmp/never-made"): "carries a lattice already",
+    ("graft", "countdown-isolated", "/tmp/never-made", "--layers", "1,x"): "--layers",
+    ("graft", "countdown-isolated", "/tmp/never-made", "--visibility", "psychic"): "visibility must be",
+}
+
+
+@pytest.mark.parametrize("arguments", list(ERRORS))
+def test_errors_are_one_line_and_a_failing_exit_code(arguments: tuple[str, ...]) -> None:
+    run = lace(*arguments)
+    assert run.returncode != 0
+    assert run.stdout == ""
+    assert ERRORS[arguments] in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert not Path("/tmp/never-made").exists()
+
+
+def test_graft_and_info_on_a_local_model(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    run = lace("graft", str(tmp_path / "base"), str(tmp_path / "out"), "--low-dim", "8", "--heads", "2")
+    assert run.returncode == 0, run.stderr
+    facts = json.loads(lace("info", str(tmp_path / "out"), "--json").stdout)
+    assert facts["grafted"] is True
+    assert facts["layers"] == [2, 3][: len(facts["layers"])]
+    assert facts["new_parameters"] > 0
+    assert facts["lattice_cache_bytes_per_token"] == 2 * 64 * 4 * len(facts["layers"])
+    assert "not grafted" in lace("info", str(tmp_path / "base")).stdout
+    again = lace("graft", str(tmp_path / "base"), str(tmp_path / "out"))
+    assert again.returncode != 0
+    assert "not an empty directory" in again.stderr
+
+
+def test_eval_writes_the_report_and_keeps_no_partial_file(tmp_path: Path) -> None:
+    report = tmp_path / "deep" / "report.json"
+    run = lace("eval", "countdown", "--n", "5", "--threads", "2", "--max-tokens", "12", "--json", str(report))
+    assert run.returncode == 0, run.stderr
+    told = json.loads(report.read_text())
+    assert (told["n"], len(told["rows"])) == (5, 2)
+    assert list(report.parent.iterdir()) == [report]
+    assert "Paired by puzzle" in run.stdout
+
+
+def test_help_of_every_verb() -> None:
+    assert all(verb in lace("--help").stdout for verb in ("solve", "eval", "graft", "info"))
+    for verb in (["solve"], ["eval", "countdown"], ["graft"], ["info"]):
+        run = lace(*verb, "--help")
+        assert run.returncode == 0
+        assert "Usage:" in run.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['lace', '--help']\n"
+        "from lace.cli.main import app\n"
+        "try: app()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stderr.strip() == "[]"

@@ -1,0 +1,36 @@
+"""What all tests share: no network, one thread of the processor, and a fixture for each family of models."""
+
+from __future__ import annotations
+
+import os
+
+# Before any library reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lace.data.vocabulary import build_tokenizer
+from tiny import FAMILIES, tiny_model
+
+# Products of tiny matrices are fastest alone, and their sums do not depend on the machine then.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of each supported family in turn."""
+    return request.param
+
+
+@pytest.fixture
+def base(family: str) -> PreTrainedModel:
+    """A tiny random model of each family in turn."""
+    return tiny_model(family)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()

@@ -1,0 +1,144 @@
+"""From the stream of lattices to tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lace.data.assemble import AssembledLattice
+from lace.data.collate import IGNORED, LatticeCollator
+from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
+from lace.data.vocabulary import TAGS
+from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS, Puzzle, puzzles, read_trace
+
+
+@pytest.mark.parametrize("visibility", ["strict", "causal"])
+@pytest.mark.parametrize("coordinated", [True, False])
+def test_item_depends_on_mixture_and_index_alone(
+    tokenizer: PreTrainedTokenizerFast, coordinated: bool, visibility: str
+) -> None:
+    mixture = CountdownMixture(coordinated=coordinated, visibility=visibility, drills=0.3, group=2, seed=4)
+    one, two = CountdownLattices(mixture, tokenizer, 20), CountdownLattices(mixture, tokenizer, 30)
+    assert len(one) == 20
+    forward = [one[n] for n in range(12)]
+    assert forward == [two[n] for n in reversed(range(12))][::-1]
+    assert len({str(item.tokens) for item in forward}) == 12
+    for index in (-1, 20):
+        with pytest.raises(IndexError):
+            one[index]
+
+
+def test_seeds_differ(tokenizer: PreTrainedTokenizerFast) -> None:
+    items = [CountdownLattices(CountdownMixture(coordinated=True, seed=seed), tokenizer, 1)[0] for seed in (1, 2)]
+    assert items[0] != items[1]
+
+
+def test_lattices_of_the_stream(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = CountdownLattices(CountdownMixture(coordinated=True, group=1), tokenizer, 60)
+    sizes, numbers = set(), set()
+    for index in range(60):
+        item = dataset[index]
+        puzzle = Puzzle.from_text(tokenizer.decode(item.prompt_ids[1:]))
+        assert puzzle.split == "train"
+        assert all(1 <= label <= 32 for label in item.thread_ids)
+        assert all(len(ids) == len(learned) for ids, learned in zip(item.tokens, item.learned, strict=True))
+        sizes.add(len(item.tokens))
+        numbers.add(len(puzzle.numbers))
+    assert sizes == set(range(2, 9))
+    assert numbers == {3, 4}
+
+
+def _is_equations(item: AssembledLattice) -> bool:
+    return len(item.prompt_ids) == 1
+
+
+def test_neighbours_are_of_one_kind(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Bare equations, three or four numbers: known by the length of the prompt."""
+    dataset = CountdownLattices(CountdownMixture(coordinated=False, drills=0.5, group=4), tokenizer, 80)
+    kinds = [len(dataset[n].prompt_ids) for n in range(80)]
+    assert all(len(set(kinds[n : n + 4])) == 1 for n in range(0, 80, 4))
+    assert len(set(kinds)) == 3
+
+
+def test_drills_of_equations_learn_results_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = CountdownLattices(CountdownMixture(coordinated=False, drills=1.0, group=1), tokenizer, 30)
+    found = [item for item in map(dataset.__getitem__, range(30)) if _is_equations(item)]
+    assert len(found) >= 5
+    for item in found:
+        assert item.prompt_ids == [tokenizer.bos_token_id]
+        for ids, learned in zip(item.tokens, item.learned, strict=True):
+            report = read_trace(Puzzle((1, 1, 1), 1), tokenizer.decode(ids))
+            assert (report.steps, report.false_steps) == (12, 0)
+            words = tokenizer.convert_ids_to_tokens(ids)
+            assert learned == [False] + [word == "=" for word in words[:-1]]
+
+
+def test_drills_of_searches_do_not_learn_choices(tokenizer: PreTrainedTokenizerFast) -> None:
+    mixture = CountdownMixture(coordinated=True, drills=1.0, group=1)
+    dataset = CountdownLattices(mixture, tokenizer, 30)
+    found = [item for item in map(dataset.__getitem__, range(30)) if not _is_equations(item)]
+    solved = threads = 0
+    for item in found:
+        for ids, learned in zip(item.tokens, item.learned, strict=True):
+            words = tokenizer.convert_ids_to_tokens(ids)
+            hidden = {word for word, counts in zip(words[3:], learned[3:], strict=True) if not counts}
+            assert hidden <= {*PAIR_IDEAS, *TRIPLE_IDEAS, *TAGS}
+            assert not learned[0]
+            assert learned[-1]
+            assert "see" not in words  # isolated, even in the stream of coordinated lattices
+            solved += "yes" in words
+            threads += 1
+    assert solved / threads > 0.3
+
+
+def test_prompts_survive_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    for puzzle in puzzles(40, seed=0) + puzzles(10, seed=0, numbers=4):
+        ids = tokenizer(puzzle.prompt)["input_ids"]
+        assert ids[0] == tokenizer.bos_token_id
+        assert tokenizer.unk_token_id not in ids
+        assert Puzzle.from_text(tokenizer.decode(ids, skip_special_tokens=True)) == puzzle
+
+
+def test_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert [tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token] == ["<pad>", "<bos>", "<eos>"]
+    assert tokenizer.tokenize("(x+y)*z a-b [[best]] answer: 12+3") == [
+        "(x+y)*z", "a-b", "[[best]]", "answer:", "12", "+", "3"
+    ]  # fmt: skip
+    assert tokenizer("226 eel")["input_ids"][1:] == [tokenizer.unk_token_id] * 2
+
+
+PAD = 0
+LATTICES = [
+    AssembledLattice([1, 5, 6], [9, 4], [[7, 8], [7, 8, 9, 2]], [[False, True], [False, True, True, True]]),
+    AssembledLattice([1, 5], [3, 1, 2], [[7], [8], [9]], [[True], [False], [True]]),
+]
+
+
+def test_collator() -> None:
+    batch = LatticeCollator(PAD)(LATTICES)
+    expected = {
+        "input_ids": [
+            [1, 5, 6, 7, 8, 0, 0],
+            [1, 5, 6, 7, 8, 9, 2],
+            [1, 5, 7, 0, 0, 0, 0],
+            [1, 5, 8, 0, 0, 0, 0],
+            [1, 5, 9, 0, 0, 0, 0],
+        ],
+        "attention_mask": [[1] * 5 + [0] * 2, [1] * 7, *[[1] * 3 + [0] * 4] * 3],
+        "position_ids": [list(range(7))] * 5,
+        "steps": [
+            [-1, -1, -1, 0, 1, -1, -1],
+            [-1, -1, -1, 0, 1, 2, 3],
+            *[[-1, -1, 0, -1, -1, -1, -1]] * 3,
+        ],
+        "thread_ids": [9, 4, 3, 1, 2],
+        "lattice_rows": [[0, 1, -1], [2, 3, 4]],
+    }
+    for name, values in expected.items():
+        assert torch.equal(batch[name], torch.tensor(values)), name
+    learned = batch["labels"] != IGNORED
+    assert learned.sum() == sum(sum(row) for lattice in LATTICES for row in lattice.learned)
+    assert torch.equal(batch["labels"][learned], batch["input_ids"][learned])
+    assert batch["labels"][0].tolist() == [IGNORED] * 4 + [8] + [IGNORED] * 2
+    assert set(batch) == {*expected, "labels"}

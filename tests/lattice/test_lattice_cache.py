@@ -1,0 +1,110 @@
+"""Decoding with caches equals the full forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from lace.lattice.graft import new_lattice_cache
+from tiny import awake_model, batch, logits
+
+PROMPT, STEPS = 3, 7
+
+
+@torch.no_grad()
+def _cached(model: PreTrainedModel, given: dict[str, torch.Tensor], chunks: list[int]) -> torch.Tensor:
+    """Logits of the same tokens, the prompt first and then some steps a pass."""
+    lattices, threads = given["lattice_rows"].shape
+    cache, lattice_cache = DynamicCache(config=model.config), new_lattice_cache(model, lattices, threads, STEPS)
+    parts, start = [], 0
+    for number, length in enumerate([PROMPT, *chunks]):
+        part = slice(start, start + length)
+        layout = {
+            "steps": given["steps"][:, part],
+            "thread_ids": given["thread_ids"],
+            "lattice_rows": given["lattice_rows"],
+            "lattice_cache": lattice_cache,
+        }
+        out = model(
+            input_ids=given["input_ids"][:, part],
+            attention_mask=given["attention_mask"][:, : part.stop],
+            position_ids=given["position_ids"][:, part],
+            past_key_values=cache,
+            use_cache=True,
+            **(layout if number else {}),
+        )
+        parts.append(out.logits)
+        start += length
+    assert lattice_cache.length == STEPS
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("chunks", [[1] * STEPS, [3, 1, 2, 1], [STEPS]])
+@pytest.mark.parametrize("visibility", ["strict", "causal", "same_step"])
+def test_cached_decoding_equals_full_forward(visibility: str, chunks: list[int]) -> None:
+    model, given = awake_model(visibility), batch([3, 2], STEPS, [PROMPT, PROMPT])
+    torch.testing.assert_close(_cached(model, given, chunks), logits(model, given), rtol=1e-4, atol=1e-4)
+
+
+def test_in_every_family(family: str) -> None:
+    model, given = awake_model(family=family), batch([3, 2], STEPS, [PROMPT, PROMPT])
+    torch.testing.assert_close(_cached(model, given, [1] * STEPS), logits(model, given), rtol=1e-4, atol=1e-4)
+
+
+def test_with_read_self_and_finished_threads() -> None:
+    model, given = awake_model("causal", read_self=True), batch([3, 2], STEPS, [PROMPT, PROMPT])
+    given["steps"][0, PROMPT + 3 :] = -1
+    given["steps"][4, PROMPT + 1 :] = -1
+    torch.testing.assert_close(_cached(model, given, [1] * STEPS), logits(model, given), rtol=1e-4, atol=1e-4)
+
+
+def test_prefill_once_and_fan_out() -> None:
+    """The prompt's cache of one row, repeated, serves every thread."""
+    model, given = awake_model(), batch([4], STEPS, [PROMPT])
+    expected = logits(model, given)
+    with torch.no_grad():
+        prefill = model(input_ids=given["input_ids"][:1, :PROMPT], use_cache=True)
+        cache = prefill.past_key_values
+        cache.batch_repeat_interleave(4)
+        out = model(
+            input_ids=given["input_ids"][:, PROMPT:],
+            attention_mask=given["attention_mask"],
+            position_ids=given["position_ids"][:, PROMPT:],
+            past_key_values=cache,
+            steps=given["steps"][:, PROMPT:],
+            thread_ids=given["thread_ids"],
+            lattice_rows=given["lattice_rows"],
+        )
+    torch.testing.assert_close(out.logits, expected[:, PROMPT:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prefill.logits.expand(4, -1, -1), expected[:, :PROMPT], rtol=1e-4, atol=1e-4)
+
+
+def test_dropping_lattices_keeps_the_others() -> None:
+    model, given = awake_model(), batch([2, 2], STEPS, [PROMPT, PROMPT])
+    cache = new_lattice_cache(model, 2, 2, STEPS)
+    start = {
+        "input_ids": given["input_ids"][:, PROMPT : PROMPT + 4],
+        "position_ids": given["position_ids"][:, PROMPT : PROMPT + 4],
+        "steps": given["steps"][:, PROMPT : PROMPT + 4],
+        "thread_ids": given["thread_ids"],
+        "lattice_rows": given["lattice_rows"],
+    }
+    logits(model, start, lattice_cache=cache)
+    keys, steps = cache.keys.clone(), cache.steps_LSN.clone()
+    cache.keep_lattices(torch.tensor([1]))
+    assert torch.equal(cache.keys, keys[:, 1:])
+    assert torch.equal(cache.steps_LSN, steps[1:])
+
+
+def test_full_cache_is_one_clear_error() -> None:
+    model, given = awake_model(), batch([2], STEPS, [PROMPT])
+    cache = new_lattice_cache(model, 1, 2, 4)
+    layout = {name: given[name] for name in ("input_ids", "steps", "thread_ids", "lattice_rows")}
+    with pytest.raises(ValueError, match="the lattice cache holds 4 steps, not 10"):
+        logits(model, layout, lattice_cache=cache)
+
+
+def test_bytes_per_token() -> None:
+    model = awake_model(layers=(1, 3))  # 2 layers x (key + value) x 12 dimensions x 4 bytes
+    assert new_lattice_cache(model, 1, 2, 4).bytes_per_token() == 2 * 2 * 12 * 4

@@ -1,0 +1,134 @@
+"""Training on lattices: it learns, accumulates and resumes as it should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from lace.data.assemble import AssembledLattice
+from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
+from lace.lattice.graft import graft, lattice_parameters
+from lace.train.sft import train_lattices
+from tiny import SHAPE, tiny_config
+
+
+class _Killed(Exception):
+    pass
+
+
+class _Lattices(Dataset[AssembledLattice]):
+    """Small lattices of unequal size; reading item `deadly` ends the run as a kill would."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, distinct: int, deadly: int | None = None) -> None:
+        mixture = CountdownMixture(coordinated=True, max_threads=3, four_numbers=0.0)
+        self.source, self.distinct, self.deadly = CountdownLattices(mixture, tokenizer, distinct), distinct, deadly
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> AssembledLattice:
+        if index == self.deadly:
+            raise _Killed
+        return self.source[index % self.distinct]
+
+
+def _model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(**{**SHAPE, "vocab_size": len(tokenizer), "num_hidden_layers": 2, "head_dim": 8})
+    config.max_position_embeddings = 512
+    return graft(Qwen3ForCausalLM(config), tiny_config())
+
+
+def _log(output: Path) -> list[dict[str, float]]:
+    lines = (output / "log.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if "loss" in line]
+
+
+SETTINGS = {"learning_rate": 5e-3, "warmup_steps": 1, "log_every": 1, "save_every": 1000}
+
+
+def test_loss_falls_and_the_lattice_learns(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = _model(tokenizer)
+    before = {name: p.detach().clone() for name, p in lattice_parameters(model)}
+    train_lattices(
+        model, _Lattices(tokenizer, 2), tokenizer.pad_token_id, tmp_path, steps=15, lattices_per_step=2, **SETTINGS
+    )
+    losses = [line["loss"] for line in _log(tmp_path)]
+    assert len(losses) == 15
+    assert losses[-1] < losses[0] - 1
+    assert all(not torch.equal(p, before[name]) for name, p in lattice_parameters(model))
+
+
+def test_accumulation_equals_one_large_batch(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Although the lattices differ in their number of tokens: the mean is over tokens, not over micro-batches."""
+    logs = []
+    for accumulate in (1, 4):
+        output = tmp_path / str(accumulate)
+        train_lattices(
+            _model(tokenizer),
+            _Lattices(tokenizer, 4),
+            tokenizer.pad_token_id,
+            output,
+            steps=2,
+            lattices_per_step=4,
+            accumulate=accumulate,
+            **SETTINGS,
+        )
+        logs.append(_log(output))
+    for one, four in zip(*logs, strict=True):
+        assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+
+
+def test_uneven_accumulation_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="4 lattices a step cannot be accumulated in 3 equal parts"):
+        train_lattices(
+            _model(tokenizer),
+            _Lattices(tokenizer, 4),
+            0,
+            tmp_path,
+            steps=1,
+            lattices_per_step=4,
+            accumulate=3,
+            **SETTINGS,
+        )
+
+
+@pytest.mark.parametrize("broken_checkpoint", [False, True])
+def test_killed_and_resumed_equals_unbroken(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, broken_checkpoint: bool
+) -> None:
+    settings = {**SETTINGS, "steps": 6, "lattices_per_step": 2, "save_every": 2}
+
+    def run(output: Path, deadly: int | None = None) -> PreTrainedModel:
+        model = _model(tokenizer)
+        dataset = _Lattices(tokenizer, 12, deadly)
+        train_lattices(model, dataset, tokenizer.pad_token_id, output, **settings)
+        return model
+
+    unbroken = run(tmp_path / "unbroken")
+    with pytest.raises(_Killed):
+        run(tmp_path / "killed", deadly=10)  # in the last step, after the checkpoint of step 4
+    if broken_checkpoint:  # killed while it was being written: the one before counts
+        (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").unlink()
+        (tmp_path / "killed" / "checkpoint-4" / "optimizer.pt").unlink()
+    resumed = run(tmp_path / "killed")
+    for (name, one), two in zip(unbroken.named_parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6, msg=name)
+    last = _log(tmp_path / "killed")[-1]
+    assert last["step"] == 6
+    assert last["loss"] == pytest.approx(_log(tmp_path / "unbroken")[-1]["loss"], rel=1e-5)
+
+
+def test_plain_model_trains_on_isolated_threads(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**{**SHAPE, "vocab_size": len(tokenizer), "num_hidden_layers": 2}))
+    dataset = CountdownLattices(CountdownMixture(coordinated=False, max_threads=3), tokenizer, 10)
+    model.config.max_position_embeddings = 512
+    train_lattices(model, dataset, tokenizer.pad_token_id, tmp_path, steps=2, lattices_per_step=2, **SETTINGS)
+    assert len(_log(tmp_path)) == 2
