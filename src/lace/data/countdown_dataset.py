@@ -66,20 +66,28 @@ class CountdownLattices(Dataset[AssembledLattice]):
         if not 0 <= index < self.size:
             raise IndexError(index)
         mix = self.mixture
-        kind = Random(f"{mix.seed}/kind/{index // mix.group}").random()
+        of_group = Random(f"{mix.seed}/group/{index // mix.group}")
+        threads = of_group.randint(mix.min_threads, mix.max_threads)
+        kind, four = of_group.random(), of_group.random() < mix.four_numbers
         rng = Random(f"{mix.seed}/item/{index}")
-        threads = rng.randint(mix.min_threads, mix.max_threads)
-        if kind < mix.drills:
-            return self._equations(rng, list(range(1, threads + 1)))
-        numbers = 4 if kind < mix.drills + (1 - mix.drills) * mix.four_numbers else 3
-        teacher = CountdownTeacher(
-            generate(rng, mix.split, numbers),
-            rng.sample(range(1, mix.max_label + 1), threads),
+        labels = rng.sample(range(1, mix.max_label + 1), threads)
+        if kind < mix.drills / 2:
+            return self._equations(rng, labels)
+        drill = kind < mix.drills
+        record = CountdownTeacher(
+            generate(rng, mix.split, 4 if four else 3),
+            labels,
             rng,
-            coordinated=mix.coordinated,
+            coordinated=mix.coordinated and not drill,
             visibility=mix.visibility,
-        )
-        return assemble(teacher.write(), self.tokenizer, mix.visibility)
+            luck=DRILL_LUCK if drill else 0.0,
+        ).write()
+        lattice = assemble(record, self.tokenizer, mix.visibility)
+        if drill:
+            for thread, learned in zip(record.threads, lattice.learned, strict=True):
+                for step, token in enumerate(thread.tokens):
+                    learned[step] &= token not in IDEAS and token not in TAGS
+        return lattice
 
     def _equations(self, rng: Random, labels: list[int]) -> AssembledLattice:
         """Rows of true equations: half with one small operand, as most steps of a search have."""
