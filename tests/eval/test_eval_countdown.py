@@ -10,6 +10,7 @@ import pytest
 from lace.cli.models import load_engine
 from lace.engine.engine import Engine
 from lace.engine.result import LatticeResult, ThreadResult
+from lace.engine.sampling import SamplingParams
 from lace.eval.countdown import Cell, evaluate, judge, summarise
 from lace.tasks.countdown import Puzzle
 
@@ -21,10 +22,12 @@ def thread(index: int, text: str, tag: str | None, answer: str | None) -> Thread
 def test_judge_counts_what_the_verifier_says() -> None:
     puzzle = Puzzle((3, 7, 12), 33)
     threads = [
-        thread(0, "(x*y)+z 7 * 3 = 21 , 21 + 12 = 33 yes answer: ( 7 * 3 ) + 12 [[success]]", "success", "( 7 * 3 ) + 12"),
+        thread(
+            0, "(x*y)+z 7 * 3 = 21 , 21 + 12 = 33 yes answer: ( 7 * 3 ) + 12 [[success]]", "success", "( 7 * 3 ) + 12"
+        ),
         thread(1, "(x*y)+z 7 * 3 = 22 , 22 + 12 = 34 no answer: 7 + 3 + 12 [[best]]", "best", "7 + 3 + 12"),
         thread(2, "(x+y)+z 7 + 3 = 10 , 12 + 10 = 22 no answer: none [[fail]]", "fail", None),
-    ]  # fmt: skip
+    ]
     outcome = judge(puzzle, LatticeResult(puzzle.prompt, "lace", threads, 1, "best_tag", 9, 6, 20, 0.5))
     assert (outcome.acc, outcome.passed, outcome.tag_valid) == (0, 1, 1)
     assert outcome.mean == pytest.approx(1 / 3)
@@ -33,7 +36,7 @@ def test_judge_counts_what_the_verifier_says() -> None:
 
 
 CELLS = [Cell("countdown", "lace", 2), Cell("countdown-isolated", "independent", 2)]
-SETTINGS = {"n": 6, "seed": 3, "numbers": 3, "max_tokens": 20, "temperature": 1.0}
+SETTINGS = {"n": 6, "seed": 3, "numbers": 3, "sampling": SamplingParams(max_tokens=20)}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,9 @@ def test_interrupted_evaluation_goes_on_where_it_stopped(
 
 def test_report_has_the_promised_shape(engines: dict[str, Engine]) -> None:
     results = evaluate(engines, CELLS, **SETTINGS)  # type: ignore[arg-type]
-    report = json.loads(json.dumps(summarise(results, seed=3, numbers=3, max_tokens=20, command="lace eval")))
+    report = json.loads(
+        json.dumps(summarise(results, seed=3, numbers=3, sampling=SETTINGS["sampling"], command="lace eval"))
+    )
     assert {"task", "n", "seed", "command", "rows", "paired"} <= set(report)
     for row in report["rows"]:
         assert {"model", "strategy", "threads", "max_tokens", "metrics", "tokens", "seconds"} <= set(row)

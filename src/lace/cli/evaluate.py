@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE
+from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TOP_P
 
 app = typer.Typer(help="Measure a model on unseen puzzles, with 95 % intervals.", no_args_is_help=True)
 
@@ -36,9 +36,11 @@ def countdown(
     seed: Annotated[int, typer.Option(help="Of the choice of puzzles and of all draws.")] = 7,
     numbers: Annotated[int, typer.Option(help="Numbers in a puzzle: 3 or 4.")] = 3,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Budget of sampled tokens per thread, the same for all. Default: 64, or 132 for 4.")
+        int | None,
+        typer.Option(help="Budget of sampled tokens per thread, the same for all. Default: 64, or 132 for 4."),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of all sampling.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of all sampling: keep the likeliest tokens of this mass.")] = TOP_P,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write the report there; an interrupted run goes on from FILE.partial."),
@@ -50,6 +52,7 @@ def countdown(
     from lace.cli.models import independent_model as default_independent
     from lace.cli.models import load_engine
     from lace.engine.result import STRATEGIES
+    from lace.engine.sampling import SamplingParams
     from lace.eval.countdown import Cell, evaluate, summarise
 
     counts = [_positive(text, "--threads") for text in threads.split(",")]
@@ -61,6 +64,7 @@ def countdown(
     if n < 1:
         raise ValueError(f"--n must be at least 1, not {n}")
     budget = MAX_TOKENS[numbers] if max_tokens is None else max_tokens
+    sampling = SamplingParams(max_tokens=budget, temperature=temperature, top_p=top_p)
     names = {"lace": model, "independent": independent_model or default_independent(model)}
     cells = [Cell(names[s], s, count) for count in counts for s in STRATEGIES if s in chosen]
     engines = {name: load_engine(name) for name in {cell.model for cell in cells}}
@@ -75,13 +79,12 @@ def countdown(
             n=n,
             seed=seed,
             numbers=numbers,
-            max_tokens=budget,
-            temperature=temperature,
+            sampling=sampling,
             partial=partial,
             progress=lambda cell, done: bar.update(tasks[cell], completed=done),
         )
     command = shlex.join(["lace", *sys.argv[1:]])
-    report = summarise(results, seed=seed, numbers=numbers, max_tokens=budget, command=command)
+    report = summarise(results, seed=seed, numbers=numbers, sampling=sampling, command=command)
     if json_file is not None and partial is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         partial.unlink(missing_ok=True)

@@ -29,7 +29,8 @@ def info(
     grafted = bool(lattice_layers(loaded))
     if not grafted:
         graft(loaded, LatticeConfig())
-    size, config = lattice_size(loaded), loaded.lattice_config
+    size = lattice_size(loaded)
+    config: LatticeConfig = loaded.lattice_config  # type: ignore[assignment]  # typed as a submodule by torch
     facts = {
         "model": model,
         "model_type": loaded.config.model_type,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE
+from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TOP_P
 
 if TYPE_CHECKING:
     from lace.engine.engine import Engine
@@ -27,13 +27,12 @@ def solve(
         str | None, typer.Option(help="Hub id or directory. Default: the shipped Countdown model.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads that work side by side.")] = 8,
-    strategy: Annotated[
-        str, typer.Option(help="lace: threads read each other. independent: they do not.")
-    ] = "lace",
+    strategy: Annotated[str, typer.Option(help="lace: threads read each other. independent: they do not.")] = "lace",
     max_tokens: Annotated[
         int | None, typer.Option(help="Sampled tokens per thread at most. Default: what the task needs, else 256.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = TOP_P,
     seed: Annotated[int, typer.Option(help="Same seed, same threads.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
@@ -52,7 +51,7 @@ def solve(
     puzzle = _read_puzzle(prompt, required=is_shipped(name))
     if max_tokens is None:
         max_tokens = MAX_TOKENS[len(puzzle.numbers)] if puzzle and is_shipped(name) else 256
-    params = SamplingParams(threads=threads, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    params = SamplingParams(threads=threads, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     engine = load_engine(name)
     text = puzzle.prompt if puzzle and is_shipped(name) else _chat(engine, prompt)
     live = not json_output and not plain and sys.stdout.isatty()

@@ -156,7 +156,11 @@ class CountdownTeacher:
         solver = self._solver(worker)
         if solver is None:
             return "[[best]]" if worker.label == min(w.label for w in self.workers) else "[[fail]]"
-        return "[[best]]" if solver is worker else "[[success]]"
+        if solver is worker:
+            return "[[best]]"
+        assert solver.solved is not None
+        self._refer(worker, solver, solver.solved)
+        return "[[success]]"
 
     def _choose(self, worker: _Worker, *, first: bool) -> bool:
         """Picks the attempt to go on with; False if the worker has none left."""

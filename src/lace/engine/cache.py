@@ -8,16 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 
 class RowLayer(CacheLayerMixin):
     """Keys and values (R, G, C, K) of one layer, of which `columns` are written and `rows` still live."""
 
     is_sliding = False
+    keys: torch.Tensor
+    values: torch.Tensor
 
-    def __init__(self, prompt_keys: torch.Tensor, prompt_values: torch.Tensor, rows: torch.Tensor, columns: int) -> None:
-        super().__init__()
+    def __init__(
+        self, prompt_keys: torch.Tensor, prompt_values: torch.Tensor, rows: torch.Tensor, columns: int
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rows, self.columns = len(rows), prompt_keys.shape[2]
         self.keys = self._spread(prompt_keys, rows, columns)
         self.values = self._spread(prompt_values, rows, columns)
@@ -67,9 +71,15 @@ class RowCache(Cache):
     """
 
     def __init__(self, prefill: Cache, rows: torch.Tensor, columns: int) -> None:
-        super().__init__(layers=[RowLayer(layer.keys, layer.values, rows, columns) for layer in prefill.layers])
+        self.row_layers = []
+        for layer in prefill.layers:
+            assert isinstance(layer, DynamicLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
+            self.row_layers.append(RowLayer(layer.keys, layer.values, rows, columns))
+        super().__init__(layers=list(self.row_layers))
 
     def keep(self, index: torch.Tensor) -> None:
         """Frees all rows but those at the rising `index`, which become rows 0, 1, …"""
-        for layer in self.layers:
+        for layer in self.row_layers:
             layer.keep(index)

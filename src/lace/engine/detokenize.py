@@ -10,8 +10,9 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 class Detokenizer:
     """Text of one growing thread, with stop texts cut off.
 
-    A lazy one, for when nobody looks before the end, decodes once. Otherwise only a short tail is decoded at each step: from the last token whose text is settled on. A tail that ends in half a
-    character, or in what may be the beginning of a stop text, is held back.
+    A lazy one, for when nobody looks before the end, decodes once. Otherwise only a short tail is decoded at each
+    step: from the last token whose text is settled on. A tail that ends in half a character, or in what may be the
+    beginning of a stop text, is held back.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], *, lazy: bool = False) -> None:

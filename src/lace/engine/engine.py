@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 
 from lace.engine.cache import RowCache
 from lace.engine.detokenize import Detokenizer
@@ -224,9 +223,9 @@ class Engine:
         elif len(thread.token_ids) == lattice.params.max_tokens:
             thread.finish = "length"
         text = thread.detokenizer.take(final=thread.finish is not None)
-        if thread.finish in ("eos", "stop") and lattice.deadline is None and lattice.params.grace is not None:
-            if read_tag(thread.detokenizer.text) == "best":
-                lattice.deadline = step + lattice.params.grace
+        closed = thread.finish in ("eos", "stop") and read_tag(thread.detokenizer.text) == "best"
+        if closed and lattice.deadline is None and lattice.params.grace is not None:
+            lattice.deadline = step + lattice.params.grace
         return TokenEvent(lattice.index, n, thread.label, token, text, logprob, thread.finish)
 
     def _close_early(self, lattice: _Lattice, step: int) -> list[TokenEvent]:
@@ -246,12 +245,18 @@ class Engine:
         threads = []
         for n, thread in enumerate(lattice.threads):
             assert thread.finish is not None
-            text = thread.detokenizer.text
+            text = thread.detokenizer.text.strip()
             threads.append(
                 ThreadResult(
-                    n, thread.label, text.strip(), thread.token_ids, thread.logprobs, thread.finish,
-                    read_tag(text), read_answer(text),
-                )  # fmt: skip
+                    index=n,
+                    label=thread.label,
+                    text=text,
+                    token_ids=thread.token_ids,
+                    logprobs=thread.logprobs,
+                    finish_reason=thread.finish,
+                    tag=read_tag(text),
+                    answer=read_answer(text),
+                )
             )
         chosen, chosen_by = choose_thread([t.tag for t in threads], [t.answer for t in threads])
         return LatticeResult(
@@ -306,7 +311,6 @@ class _DecodingState:
             logits_to_keep=1,
         )
         steps = max(lattice.max_steps for lattice in self.lattices)
-        assert all(isinstance(layer, DynamicLayer) for layer in prefill.layers)
         self.cache = RowCache(prefill, prompt_R, longest + steps)
         self.logits_RV = out.logits[prompt_R, -1]
         self.padded = bool(longest > min(len(lattice.prompt_ids) for lattice in self.lattices))

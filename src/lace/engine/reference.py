@@ -30,6 +30,7 @@ def generate_reference(
     uniforms = draw_uniforms(params, params.max_tokens + max(map(len, openings)))
     threads: list[list[int]] = [[] for _ in labels]  # generated tokens, the opening included
     running = [True] * len(labels)
+    device = model.device
     step = 0
     while any(running):
         rows = [[*prompt_ids, *thread] for thread in threads]
@@ -38,16 +39,17 @@ def generate_reference(
         real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         steps = torch.where(real == 1, torch.arange(width) - len(prompt_ids), -1).clamp(min=-1)
         layout = {"steps": steps, "thread_ids": torch.tensor(labels), "lattice_rows": torch.arange(len(rows))[None]}
-        logits = model(input_ids=input_ids, attention_mask=real, use_cache=False, **(layout if lattice else {})).logits
+        given = {"input_ids": input_ids, "attention_mask": real, **(layout if lattice else {})}
+        logits = model(**{name: value.to(device) for name, value in given.items()}, use_cache=False).logits.cpu()
         for n, thread in enumerate(threads):
             if not running[n]:
                 continue
             if step < len(openings[n]):
                 thread.append(openings[n][step])
                 continue
-            limits = (torch.tensor([x]) for x in (params.temperature, params.top_k, params.top_p))
             last = logits[n : n + 1, len(rows[n]) - 1]
-            token, _ = choose_tokens(last, uniforms[step, n : n + 1], *limits, True)
+            temperature, top_k, top_p = map(torch.tensor, ([params.temperature], [params.top_k], [params.top_p]))
+            token, _ = choose_tokens(last, uniforms[step, n : n + 1], temperature, top_k, top_p, True)
             thread.append(int(token))
             length = len(thread) - len(openings[n])
             running[n] = int(token) not in ends and length < params.max_tokens

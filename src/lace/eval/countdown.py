@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ def evaluate(
     n: int,
     seed: int,
     numbers: int,
-    max_tokens: int,
-    temperature: float,
+    sampling: SamplingParams,
     partial: Path | None = None,
     progress: Callable[[Cell, int], None] = lambda cell, done: None,
 ) -> dict[Cell, list[Outcome]]:
@@ -99,6 +98,7 @@ def evaluate(
         n: different puzzles of the test split.
         seed: of the choice of puzzles and of all draws.
         numbers: how many numbers a puzzle has, 3 or 4.
+        sampling: budget and distribution of all cells; threads and seeds are set for each puzzle.
         partial: file of finished puzzles; what it holds of the very same run is not done again.
         progress: called with the puzzles done so far of a cell.
 
@@ -106,7 +106,8 @@ def evaluate(
         ValueError: if the test split has fewer than `n` puzzles.
     """
     tested = puzzles(n, seed, "test", numbers)
-    settings = {"seed": seed, "numbers": numbers, "max_tokens": max_tokens, "temperature": temperature}
+    settings = {"run_seed": seed, "numbers": numbers, "sampling": asdict(replace(sampling, threads=1, seed=0))}
+    settings = json.loads(json.dumps(settings))  # as it will be read back: tuples become lists
     results: dict[Cell, list[Outcome]] = {}
     for cell in cells:
         key = {**settings, **asdict(cell)}
@@ -114,15 +115,8 @@ def evaluate(
         chunk = max(1, CHUNK_ROWS // cell.threads)
         for start in range(0, n, chunk):
             wanted = [i for i in range(start, min(n, start + chunk)) if i not in done]
-            params = [
-                SamplingParams(
-                    threads=cell.threads,
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    seed=seed * 1_000_003 + i,  # of the puzzle, so that puzzles are independent of one another
-                )
-                for i in wanted
-            ]
+            # Every puzzle has a seed of its own, so that puzzles are independent of one another.
+            params = [replace(sampling, threads=cell.threads, seed=seed * 1_000_003 + i) for i in wanted]
             if wanted:
                 prompts = [tested[i].prompt for i in wanted]
                 found = engines[cell.model].generate(prompts, params, strategy=cell.strategy)
@@ -155,7 +149,7 @@ def _append_partial(path: Path | None, key: dict[str, Any], outcomes: Mapping[in
 
 
 def summarise(
-    results: Mapping[Cell, Sequence[Outcome]], *, seed: int, numbers: int, max_tokens: int, command: str
+    results: Mapping[Cell, Sequence[Outcome]], *, seed: int, numbers: int, sampling: SamplingParams, command: str
 ) -> dict[str, Any]:
     """The report of an evaluation: metrics with 95 % intervals, and differences between strategies."""
     n = len(next(iter(results.values())))
@@ -166,7 +160,7 @@ def summarise(
         rows.append(
             {
                 **asdict(cell),
-                "max_tokens": max_tokens,
+                "max_tokens": sampling.max_tokens,
                 "metrics": metrics,
                 "tokens": total["tokens"] / n,
                 "seconds": total["seconds"] / n,
@@ -179,6 +173,8 @@ def summarise(
         "n": n,
         "seed": seed,
         "numbers": numbers,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
         "command": command,
         "commit": _commit(),
         "rows": rows,

@@ -2,9 +2,10 @@
 
 Stages, in order (runs/countdown.sh runs them all):
 
-- `base`: a small Qwen3 from scratch on bare arithmetic and on isolated traces.
-- `isolated`: the base goes on with isolated traces alone; the baseline of every comparison.
-- `lattice`: the base is grafted and goes on with coordinated traces, for as many steps on as many puzzles.
+- `base`: a small Qwen3 from scratch on drills and isolated traces.
+- `isolated`: the base goes on with drills and isolated traces; the baseline of every comparison. It is saved with an
+  untrained lattice, which adds exactly nothing, but carries the labels and the opening of the threads.
+- `lattice`: the base is grafted and goes on with drills and coordinated traces, for as many steps on the same puzzles.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen3Con
 
 from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
 from lace.data.vocabulary import LARGEST_NUMBER, build_tokenizer
+from lace.lattice.checkpoint import save
 from lace.lattice.config import LatticeConfig
+from lace.lattice.graft import graft
 from lace.train.sft import train_lattices
 
 LATTICE = LatticeConfig(
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stop-after", type=int, help="end earlier than the learning-rate schedule does")
     parser.add_argument("--lattices", type=int, default=8, help="lattices per step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--drills", type=float, default=0.0, help="share of batches with bare arithmetic")
+    parser.add_argument("--drills", type=float, default=0.0, help="share of batches with drills")
     parser.add_argument("--visibility", choices=("strict", "causal"), default=LATTICE.visibility)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the stream of puzzles")
     options = parser.parse_args(argv)
@@ -88,14 +91,11 @@ def main(argv: list[str] | None = None) -> None:
         model = new_base_model(tokenizer)
     else:
         model = AutoModelForCausalLM.from_pretrained(options.init, dtype=torch.float32)
-    coordinated = options.stage == "lattice"
     config = LatticeConfig.from_dict({**LATTICE.to_dict(), "visibility": options.visibility})
-    if coordinated:
-        from lace.lattice.graft import graft
-
+    if options.stage == "lattice":
         graft(model, config)
     mixture = CountdownMixture(
-        coordinated=coordinated,
+        coordinated=options.stage == "lattice",
         visibility=config.visibility,
         max_label=config.max_thread_id,
         drills=options.drills,
@@ -115,12 +115,12 @@ def main(argv: list[str] | None = None) -> None:
         lattices_per_step=options.lattices,
         seed=options.seed,
     )
-    if coordinated:
-        from lace.lattice.checkpoint import save
-
-        save(model, options.out, whole=True)
-    else:
+    if options.stage == "base":
         model.save_pretrained(options.out)
+    else:
+        if options.stage == "isolated":
+            graft(model, config)  # untrained, so it adds exactly nothing; it tells the engine how threads open
+        save(model, options.out, whole=True)
     tokenizer.save_pretrained(options.out)
 
 
