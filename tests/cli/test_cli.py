@@ -5,23 +5,43 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from lace.cli.main import main
 from lace.tasks.countdown import Puzzle
 from tiny import tiny_model
 
 QUESTION = "Use 3, 7, 12 and 5 to make 58"
 
 
-def lace(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lace.cli.main", *arguments], capture_output=True, text=True, timeout=300
-    )
+class Run(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_solve_prints_one_json_object() -> None:
+@pytest.fixture
+def lace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    """The command within this process: all of `main`, without importing torch anew each time."""
+
+    def run(*arguments: str) -> Run:
+        monkeypatch.setattr(sys, "argv", ["lace", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        captured = capsys.readouterr()
+        return Run(code, captured.out, captured.err)
+
+    return run
+
+
+def test_solve_prints_one_json_object(lace: Callable[..., Run]) -> None:
     run = lace("solve", QUESTION, "--threads", "4", "--json", "--seed", "3")
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)
@@ -36,7 +56,7 @@ def test_solve_prints_one_json_object() -> None:
     assert told["usage"]["completion_tokens"] == sum(thread["tokens"] for thread in told["threads"])
 
 
-def test_solve_in_plain_lines_names_the_answer_and_the_thread() -> None:
+def test_solve_in_plain_lines_names_the_answer_and_the_thread(lace: Callable[..., Run]) -> None:
     run = lace("solve", "use 2 3 and 4 to make 24", "--threads", "3", "--plain")
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
@@ -45,7 +65,7 @@ def test_solve_in_plain_lines_names_the_answer_and_the_thread() -> None:
     assert sum(line.startswith("Chosen: thread ") for line in lines) == 1
 
 
-def test_same_seed_same_text() -> None:
+def test_same_seed_same_text(lace: Callable[..., Run]) -> None:
     first, second = (lace("solve", QUESTION, "--threads", "2", "--json", "--seed", "8").stdout for _ in range(2))
     assert json.loads(first)["threads"] == json.loads(second)["threads"]
 
@@ -72,7 +92,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("arguments", list(ERRORS))
-def test_errors_are_one_line_and_a_failing_exit_code(arguments: tuple[str, ...]) -> None:
+def test_errors_are_one_line_and_a_failing_exit_code(lace: Callable[..., Run], arguments: tuple[str, ...]) -> None:
     run = lace(*arguments)
     assert run.returncode != 0
     assert run.stdout == ""
@@ -81,7 +101,7 @@ def test_errors_are_one_line_and_a_failing_exit_code(arguments: tuple[str, ...])
     assert not Path("/tmp/never-made").exists()
 
 
-def test_graft_and_info_on_a_local_model(tmp_path: Path) -> None:
+def test_graft_and_info_on_a_local_model(lace: Callable[..., Run], tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "base")
     run = lace("graft", str(tmp_path / "base"), str(tmp_path / "out"), "--low-dim", "8", "--heads", "2")
     assert run.returncode == 0, run.stderr
@@ -96,7 +116,7 @@ def test_graft_and_info_on_a_local_model(tmp_path: Path) -> None:
     assert "not an empty directory" in again.stderr
 
 
-def test_eval_writes_the_report_and_keeps_no_partial_file(tmp_path: Path) -> None:
+def test_eval_writes_the_report_and_keeps_no_partial_file(lace: Callable[..., Run], tmp_path: Path) -> None:
     report = tmp_path / "deep" / "report.json"
     run = lace("eval", "countdown", "--n", "5", "--threads", "2", "--max-tokens", "12", "--json", str(report))
     assert run.returncode == 0, run.stderr
@@ -106,7 +126,7 @@ def test_eval_writes_the_report_and_keeps_no_partial_file(tmp_path: Path) -> Non
     assert "Paired by puzzle" in run.stdout
 
 
-def test_help_of_every_verb() -> None:
+def test_help_of_every_verb(lace: Callable[..., Run]) -> None:
     assert all(verb in lace("--help").stdout for verb in ("solve", "eval", "graft", "info"))
     for verb in (["solve"], ["eval", "countdown"], ["graft"], ["info"]):
         run = lace(*verb, "--help")
@@ -123,3 +143,11 @@ def test_help_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.stderr.strip() == "[]"
+
+
+def test_installed_script_ends_with_code_2_and_one_line() -> None:
+    script = Path(sys.executable).with_name("lace")
+    run = subprocess.run([script, "solve", "What is love?"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert len(run.stderr.splitlines()) == 1

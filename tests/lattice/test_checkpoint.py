@@ -138,8 +138,8 @@ def test_missing_lattice_tensor(lattice: Path) -> None:
 
 
 def test_lattice_shape_mismatch(lattice: Path) -> None:
-    name = _edit(lattice / WEIGHTS_NAME, null_key=torch.zeros(3, 12))
-    assert f"{name} has shape (3, 12), not (2, 12)" in _error(lattice)
+    name = _edit(lattice / WEIGHTS_NAME, null_key=torch.zeros(3))
+    assert f"{name} has shape (3,), not (12,)" in _error(lattice)
 
 
 def test_extra_lattice_tensor(lattice: Path) -> None:

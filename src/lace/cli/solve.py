@@ -43,12 +43,14 @@ def solve(
     knows Countdown questions; for others it says nothing).
     """
     from lace.cli.models import independent_model, is_shipped, load_engine
-    from lace.engine.sampling import SamplingParams
 
     name = model or SHIPPED_LACE
     if strategy == "independent" and model is None:
         name = independent_model(name)
     puzzle = _read_puzzle(prompt, required=is_shipped(name))
+
+    from lace.engine.sampling import SamplingParams  # only now: a wrong question is told before torch is imported
+
     if max_tokens is None:
         max_tokens = MAX_TOKENS[len(puzzle.numbers)] if puzzle and is_shipped(name) else 256
     params = SamplingParams(threads=threads, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
