@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import argparse
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, set_seed
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
 from lace.data.vocabulary import LARGEST_NUMBER, build_tokenizer
-from lace.lattice.checkpoint import save
+from lace.lattice.checkpoint import load, save
 from lace.lattice.config import LatticeConfig
-from lace.lattice.graft import graft
+from lace.lattice.graft import graft, lattice_layers, lattice_off
 from lace.train.sft import train_lattices
 
 LATTICE = LatticeConfig(
@@ -72,13 +73,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("base", "isolated", "lattice"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the stage; a run found there is resumed")
-    parser.add_argument("--init", type=Path, help="model folder to start from (isolated, lattice)")
+    parser.add_argument("--init", type=Path, help="model folder to start from (isolated, lattice), grafted or not")
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps of the learning-rate schedule")
     parser.add_argument("--stop-after", type=int, help="end earlier than the learning-rate schedule does")
     parser.add_argument("--lattices", type=int, default=8, help="lattices per step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--drills", type=float, default=0.0, help="share of batches with drills")
-    parser.add_argument("--visibility", choices=("strict", "causal"), default=LATTICE.visibility)
+    parser.add_argument(
+        "--visibility", choices=("strict", "causal"), default=LATTICE.visibility, help="of a new lattice"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the stream of puzzles")
     options = parser.parse_args(argv)
     if (options.init is None) != (options.stage == "base"):
@@ -87,12 +90,10 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(options.seed)
     tokenizer = build_tokenizer()
     model: Any
-    if options.stage == "base":
-        model = new_base_model(tokenizer)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(options.init, dtype=torch.float32)
+    model = new_base_model(tokenizer) if options.stage == "base" else load(options.init, dtype=torch.float32).model
     config = LatticeConfig.from_dict({**LATTICE.to_dict(), "visibility": options.visibility})
-    if options.stage == "lattice":
+    config = getattr(model, "lattice_config", config)
+    if options.stage == "lattice" and not lattice_layers(model):
         graft(model, config)
     mixture = CountdownMixture(
         coordinated=options.stage == "lattice",
@@ -104,21 +105,22 @@ def main(argv: list[str] | None = None) -> None:
     )
     dataset = CountdownLattices(mixture, tokenizer, options.steps * options.lattices)
     assert isinstance(tokenizer.pad_token_id, int)
-    train_lattices(
-        model,
-        dataset,
-        tokenizer.pad_token_id,
-        options.out / "checkpoints",
-        steps=options.steps,
-        stop_after=options.stop_after,
-        learning_rate=options.learning_rate,
-        lattices_per_step=options.lattices,
-        seed=options.seed,
-    )
+    with nullcontext() if options.stage == "lattice" else lattice_off(model):
+        train_lattices(
+            model,
+            dataset,
+            tokenizer.pad_token_id,
+            options.out / "checkpoints",
+            steps=options.steps,
+            stop_after=options.stop_after,
+            learning_rate=options.learning_rate,
+            lattices_per_step=options.lattices,
+            seed=options.seed,
+        )
     if options.stage == "base":
         model.save_pretrained(options.out)
     else:
-        if options.stage == "isolated":
+        if not lattice_layers(model):
             graft(model, config)  # untrained, so it adds exactly nothing; it tells the engine how threads open
         save(model, options.out, whole=True)
     tokenizer.save_pretrained(options.out)
