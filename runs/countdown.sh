@@ -1,13 +1,27 @@
 #!/usr/bin/env bash
-# Makes the two embedded models from nothing: about 100 minutes on two cores. Run it again after an interruption and it
-# goes on from the last checkpoint. Usage: runs/countdown.sh [OUT]   (default runs/out/countdown)
+# Makes the two embedded models from nothing: about two hours on two cores. Run it again after an interruption and it
+# goes on from the last checkpoints. Usage: runs/countdown.sh [OUT]   (default runs/out/countdown)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 make --quiet .venv/.installed
 out=${1:-runs/out/countdown}
 mkdir -p "$out"
-stage() { # name, threads, arguments: trains a stage unless it is finished
-    [ -f "$out/$1/config.json" ] && { echo "$1: done already"; return; }
-    echo "$1: training, log in $out/$1.log"
-    OMP_NUM_THREADS=$2 .venv/bin/python -m lace.train.countdown "$1" --out "$out/$1" "${@:3}" >>"$out/$1.log" 2>&1
+
+stage() { # folder, stage, threads of torch, arguments: trains one stage, unless it is finished
+    local folder=$out/$1
+    [ -f "$folder/config.json" ] && { echo "$1: done already"; return; }
+    echo "$1: training; progress in $folder/checkpoints/log.jsonl"
+    OMP_NUM_THREADS=$3 .venv/bin/python -m lace.train.countdown "$2" --out "$folder" "${@:4}" >>"$folder.log" 2>&1
 }
+both() { # the two stages that are compared, side by side on a core each: round, arguments
+    local round=$1 isolated lattice from_isolated=base from_lattice=base
+    [ "$round" = 1 ] || { from_isolated=isolated1 from_lattice=lattice1; }
+    stage "isolated$round" isolated 1 --init "$out/$from_isolated" "${@:2}" & isolated=$!
+    stage "lattice$round" lattice 1 --init "$out/$from_lattice" "${@:2}" & lattice=$!
+    wait "$isolated" && wait "$lattice"
+}
+
+stage base base 2 --steps 6500 --stop-after 5000 --lattices 4 --learning-rate 2e-3 --drills 0.5 --seed 0
+both 1 --steps 7500 --lattices 4 --learning-rate 1.5e-3 --drills 0.25 --seed 0
+both 2 --steps 2000 --lattices 4 --learning-rate 5e-4 --drills 0.25 --seed 1
+echo "done: $out/isolated2 and $out/lattice2"

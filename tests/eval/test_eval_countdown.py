@@ -28,7 +28,7 @@ def test_judge_counts_what_the_verifier_says() -> None:
         thread(1, "(x*y)+z 7 * 3 = 22 , 22 + 12 = 34 no answer: 7 + 3 + 12 [[best]]", "best", "7 + 3 + 12"),
         thread(2, "(x+y)+z 7 + 3 = 10 , 12 + 10 = 22 no answer: none [[fail]]", "fail", None),
     ]
-    outcome = judge(puzzle, LatticeResult(puzzle.prompt, "lace", threads, 1, "best_tag", 9, 6, 20, 0.5))
+    outcome = judge(puzzle, LatticeResult(puzzle.prompt, "lace", threads, 1, "best_tag", 9, 6, 20, 0.5), 0.25)
     assert (outcome.acc, outcome.passed, outcome.tag_valid) == (0, 1, 1)
     assert outcome.mean == pytest.approx(1 / 3)
     assert outcome.vote == 1  # the first of two equally frequent answers

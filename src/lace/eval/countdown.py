@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,12 +45,13 @@ class Outcome:
     attempts: int
     distinct_attempts: int
     seconds: float
+    """Wall-clock time of its batch, divided by the puzzles in it."""
 
 
 _METRIC_FIELDS = {"acc": "acc", "mean@N": "mean", "vote@N": "vote", "pass@N": "passed", "tag_valid": "tag_valid"}
 
 
-def judge(puzzle: Puzzle, result: LatticeResult) -> Outcome:
+def judge(puzzle: Puzzle, result: LatticeResult, seconds: float) -> Outcome:
     """Checks every thread's answer and every written step."""
     answers = [thread.answer for thread in result.threads]
     right = [puzzle.check(answer) for answer in answers]
@@ -66,7 +68,7 @@ def judge(puzzle: Puzzle, result: LatticeResult) -> Outcome:
         false_steps=sum(report.false_steps + report.illegal_steps for report in reports),
         attempts=len(tried),
         distinct_attempts=len(set(tried)),
-        seconds=result.seconds,
+        seconds=seconds,
     )
 
 
@@ -119,8 +121,10 @@ def evaluate(
             params = [replace(sampling, threads=cell.threads, seed=seed * 1_000_003 + i) for i in wanted]
             if wanted:
                 prompts = [tested[i].prompt for i in wanted]
+                began = time.perf_counter()
                 found = engines[cell.model].generate(prompts, params, strategy=cell.strategy)
-                new = {i: judge(tested[i], result) for i, result in zip(wanted, found, strict=True)}
+                seconds = (time.perf_counter() - began) / len(wanted)
+                new = {i: judge(tested[i], result, seconds) for i, result in zip(wanted, found, strict=True)}
                 _append_partial(partial, key, new)
                 done |= new
             progress(cell, min(n, start + chunk))
