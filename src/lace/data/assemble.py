@@ -29,6 +29,8 @@ class AssembledLattice:
     """Generated token ids of each thread; token s is of step s."""
     learned: list[list[bool]]
     """Which generated tokens the loss counts."""
+    choices: list[dict[int, dict[int, float]]]
+    """By thread and step: probabilities of the tokens that the teacher drew from, where it drew."""
 
 
 def check_causality(record: LatticeRecord, visibility: str) -> None:
@@ -72,4 +74,11 @@ def assemble(record: LatticeRecord, tokenizer: PreTrainedTokenizerBase, visibili
             raise RecordRejected(f"thread {thread.label}: token {unknown!r} is not in the vocabulary")
         tokens.append(ids)
     learned = [[step >= t.opening for step in range(len(t.tokens))] for t in record.threads]
-    return AssembledLattice(tokenizer(record.prompt)["input_ids"], labels, tokens, learned)
+    choices = [
+        {
+            step: {cast(int, tokenizer.convert_tokens_to_ids(token)): p for token, p in options.items() if p > 0}
+            for step, options in thread.choices.items()
+        }
+        for thread in record.threads
+    ]
+    return AssembledLattice(tokenizer(record.prompt)["input_ids"], labels, tokens, learned, choices)

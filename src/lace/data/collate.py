@@ -23,10 +23,13 @@ class LatticeCollator:
 
     The batch is what a grafted model's forward takes: `input_ids`, `attention_mask`, `position_ids`, `labels` (R, T);
     `steps` (R, T), the generated step of a token, -1 for prompt and padding; `thread_ids` (R,); `lattice_rows` (L, N),
-    the rows of each lattice, -1 where it has fewer than N threads.
+    the rows of each lattice, -1 where it has fewer than N threads. For the loss alone: `choice_places` (C, 2), row and
+    column of each learned token that the teacher drew at random, and `choice_probabilities` (C, V), from what.
     """
 
     pad_token_id: int
+    vocabulary: int
+    """V, the width of the model's output; choices are dense over it, which suits small vocabularies."""
 
     def __call__(self, lattices: Sequence[AssembledLattice]) -> dict[str, torch.Tensor]:
         rows = [(lattice, thread) for lattice in lattices for thread in range(len(lattice.tokens))]
@@ -38,6 +41,8 @@ class LatticeCollator:
         labels = torch.full(shape, IGNORED)
         steps = torch.full(shape, -1)
         lattice_rows = torch.full((len(lattices), largest), -1)
+        places: list[tuple[int, int]] = []
+        distributions: list[dict[int, float]] = []
         for row, (lattice, thread) in enumerate(rows):
             prompt, tokens = lattice.prompt_ids, lattice.tokens[thread]
             start, end = len(prompt), len(prompt) + len(tokens)
@@ -46,6 +51,13 @@ class LatticeCollator:
             learned = torch.tensor(lattice.learned[thread], dtype=torch.bool)
             labels[row, start:end] = torch.where(learned, input_ids[row, start:end], IGNORED)
             steps[row, start:end] = torch.arange(len(tokens))
+            for step, options in lattice.choices[thread].items():
+                if lattice.learned[thread][step]:
+                    places.append((row, start + step))
+                    distributions.append(options)
+        probabilities = torch.zeros(len(places), self.vocabulary)
+        for place, options in enumerate(distributions):
+            probabilities[place, list(options)] = torch.tensor(list(options.values()))
         row = 0
         for index, lattice in enumerate(lattices):
             count = len(lattice.tokens)
@@ -59,4 +71,6 @@ class LatticeCollator:
             "steps": steps,
             "thread_ids": torch.tensor([lattice.thread_ids[thread] for lattice, thread in rows]),
             "lattice_rows": lattice_rows,
+            "choice_places": torch.tensor(places, dtype=torch.long).view(-1, 2),
+            "choice_probabilities": probabilities,
         }

@@ -9,6 +9,7 @@ step t-1, which reads the others up to step t-2; in `causal` mode up to t-1 (`la
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
@@ -33,6 +34,8 @@ class _Worker:
     tokens: list[str]
     opening: int
     references: list[Reference] = field(default_factory=list)
+    choices: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Distribution of each token that names an idea, by step."""
     tried: dict[Names, int] = field(default_factory=dict)
     """Names of each attempt (and of each first step alone) -> step of the token that completed the name."""
     solved: int | None = None
@@ -94,7 +97,7 @@ class CountdownTeacher:
                 worker.tokens.append(worker.rest.pop(0))
         return LatticeRecord(
             self.puzzle.prompt,
-            [ThreadRecord(w.label, w.tokens, w.opening, w.references) for w in self.workers],
+            [ThreadRecord(w.label, w.tokens, w.opening, w.references, w.choices) for w in self.workers],
         )
 
     def _visible(self, worker: _Worker, source_step: int | None) -> bool:
@@ -174,19 +177,16 @@ class CountdownTeacher:
         free = [a for a in pool if a.names not in taken] or [a for a in pool if a.names not in worker.tried]
         if not free:
             return False
+        weights = self._weights(free, taken, first=first)
         right = [a for a in free if a.value == self.puzzle.target] if self.luck else []
         if right and self.rng.random() < self.luck:
             worker.attempt = self.rng.choice(right)
-        elif len(free[0].names) == 1:
-            worker.attempt = self.rng.choice(free)
-        elif first:
-            load = {a.names[:1]: len(taken.get(a.names[:1], ())) for a in free}
-            least = min(load.values())
-            name = self.rng.choice([names for names, n in load.items() if n == least])
-            worker.attempt = next(a for a in free if a.names[:1] == name)
         else:
-            distance = [abs(math.log(a.value / self.puzzle.target)) for a in free]
-            worker.attempt = self.rng.choices(free, [math.exp(-d / CLOSENESS) for d in distance])[0]
+            worker.attempt = self.rng.choices(free, weights)[0]
+        distribution = worker.choices[worker.step] = {}
+        for option, weight in zip(free, weights, strict=True):
+            name = option.names[0 if first else -1]
+            distribution[name] = distribution.get(name, 0.0) + weight / sum(weights)
         for names, others in taken.items():  # the choice rests on all that it avoids
             for other in others if first or names[0] == worker.attempt.names[0] else ():
                 if other is not worker:
@@ -194,6 +194,18 @@ class CountdownTeacher:
         if first:
             worker.stage, worker.count = 0, worker.count + 1
         return True
+
+    def _weights(self, free: list[Attempt], taken: dict[Names, list[_Worker]], *, first: bool) -> list[float]:
+        """How likely the worker picks each free attempt (up to a factor): any of them for three numbers; for four
+        first any of the first steps that were tried least, then what comes close to the target."""
+        if len(free[0].names) == 1:
+            return [1.0] * len(free)
+        if not first:
+            return [math.exp(-abs(math.log(a.value / self.puzzle.target)) / CLOSENESS) for a in free]
+        load = {a.names[:1]: len(taken.get(a.names[:1], ())) for a in free}
+        least = min(load.values())
+        size = Counter(a.names[:1] for a in free)
+        return [1.0 / size[a.names[:1]] if load[a.names[:1]] == least else 0.0 for a in free]
 
     def _continue(self, worker: _Worker) -> None:
         """Writes the next part of the attempt: a name, or the equations behind the last name."""

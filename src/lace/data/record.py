@@ -24,6 +24,9 @@ class ThreadRecord:
     opening: int = 0
     """How many of the first tokens are given (`Thread 7:`) and hence not learned."""
     references: list[Reference] = field(default_factory=list)
+    choices: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Where the teacher drew a token at random: step -> probability of each token it could have written. Learning the
+    whole distribution instead of the one draw takes most of the noise out of the gradient."""
 
 
 @dataclass

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from lace.data.assemble import AssembledLattice
-from lace.data.collate import LatticeCollator
+from lace.data.collate import IGNORED, LatticeCollator
 
 
 class _JsonlLog(TrainerCallback):
@@ -45,6 +46,53 @@ class _StopAfter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+
+
+def lattice_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    choice_places: torch.Tensor,
+    choice_probabilities: torch.Tensor,
+    count: torch.Tensor | int,
+) -> torch.Tensor:
+    """Cross entropy of the next token, per learned token: against the token that was written, or, where the teacher
+    drew it, against the distribution that it was drawn from.
+
+    Args:
+        logits: (R, T, V), of any floating-point dtype.
+        labels: (R, T), `IGNORED` where nothing is learned.
+        choice_places: (C, 2) row and column of the drawn tokens.
+        choice_probabilities: (C, V).
+        count: learned tokens to average over, those of other micro-batches included.
+    """
+    row_C, column_C = choice_places.unbind(1)
+    labels = labels.index_put((row_C, column_C), torch.tensor(IGNORED, device=labels.device))
+    written = nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    drawn = nn.functional.cross_entropy(
+        logits[row_C, column_C - 1].float(), choice_probabilities.to(logits.device), reduction="sum"
+    )
+    return (written + drawn) / count
+
+
+class LatticeTrainer(Trainer):
+    """A trainer whose loss is `lattice_loss`."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        for_loss = {name: inputs.pop(name) for name in ("labels", "choice_places", "choice_probabilities")}
+        outputs = model(**inputs, use_cache=False)
+        count = num_items_in_batch if num_items_in_batch is not None else (for_loss["labels"][:, 1:] != IGNORED).sum()
+        loss = lattice_loss(outputs.logits, **for_loss, count=count)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the count is of all processes, whose gradients are averaged
+        return (loss, outputs) if return_outputs else loss
 
 
 def train_lattices(
@@ -113,11 +161,11 @@ def train_lattices(
         dataloader_pin_memory=torch.cuda.is_available(),
         **dict(arguments or {}),
     )
-    trainer = Trainer(
+    trainer = LatticeTrainer(
         model=model,
         args=settings,
         train_dataset=dataset,
-        data_collator=LatticeCollator(pad_token_id),
+        data_collator=LatticeCollator(pad_token_id, model.config.get_text_config().vocab_size),
         callbacks=[_JsonlLog(output / "log.jsonl"), _StopAfter(stop_after or steps)],
     )
     trainer.train(resume_from_checkpoint=_last_checkpoint(output))
