@@ -13,15 +13,13 @@ stage() { # folder, stage, threads of torch, arguments: trains one stage, unless
     echo "$1: training; progress in $folder/checkpoints/log.jsonl"
     OMP_NUM_THREADS=$3 .venv/bin/python -m lace.train.countdown "$2" --out "$folder" "${@:4}" >>"$folder.log" 2>&1
 }
-both() { # the two stages that are compared, side by side on a core each: round, arguments
-    local round=$1 isolated lattice from_isolated=base from_lattice=base
-    [ "$round" = 1 ] || { from_isolated=isolated1 from_lattice=lattice1; }
-    stage "isolated$round" isolated 1 --init "$out/$from_isolated" "${@:2}" & isolated=$!
-    stage "lattice$round" lattice 1 --init "$out/$from_lattice" "${@:2}" & lattice=$!
-    wait "$isolated" && wait "$lattice"
-}
-
+arguments=(--init "$out/isolated1" --steps 4800 --lattices 4 --learning-rate 1.2e-3 --drills 0.25 --seed 1)
 stage base base 2 --steps 6500 --stop-after 5000 --lattices 4 --learning-rate 2e-3 --drills 0.5 --seed 0
-both 1 --steps 7500 --lattices 4 --learning-rate 1.5e-3 --drills 0.25 --seed 0
-both 2 --steps 2000 --lattices 4 --learning-rate 5e-4 --drills 0.25 --seed 1
+stage isolated1 isolated 2 --init "$out/base" --steps 7500 --stop-after 6500 --lattices 4 --learning-rate 1.5e-3 \
+    --drills 0.25 --seed 0
+# The two models that are compared: equal arguments, equal puzzles, a core each.
+stage isolated2 isolated 1 "${arguments[@]}" & isolated=$!
+stage lattice2 lattice 1 "${arguments[@]}" & lattice=$!
+wait "$isolated"
+wait "$lattice"
 echo "done: $out/isolated2 and $out/lattice2"

@@ -110,13 +110,19 @@ def test_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
 
 PAD = 0
 LATTICES = [
-    AssembledLattice([1, 5, 6], [9, 4], [[7, 8], [7, 8, 9, 2]], [[False, True], [False, True, True, True]]),
-    AssembledLattice([1, 5], [3, 1, 2], [[7], [8], [9]], [[True], [False], [True]]),
+    AssembledLattice(
+        [1, 5, 6],
+        [9, 4],
+        [[7, 8], [7, 8, 9, 2]],
+        [[False, True], [False, True, True, True]],
+        [{0: {7: 1.0}}, {2: {9: 0.75, 3: 0.25}}],  # the first is not learned
+    ),
+    AssembledLattice([1, 5], [3, 1, 2], [[7], [8], [9]], [[True], [False], [True]], [{}, {}, {}]),
 ]
 
 
 def test_collator() -> None:
-    batch = LatticeCollator(PAD)(LATTICES)
+    batch = LatticeCollator(PAD, 10)(LATTICES)
     expected = {
         "input_ids": [
             [1, 5, 6, 7, 8, 0, 0],
@@ -141,4 +147,29 @@ def test_collator() -> None:
     assert learned.sum() == sum(sum(row) for lattice in LATTICES for row in lattice.learned)
     assert torch.equal(batch["labels"][learned], batch["input_ids"][learned])
     assert batch["labels"][0].tolist() == [IGNORED] * 4 + [8] + [IGNORED] * 2
-    assert set(batch) == {*expected, "labels"}
+    assert batch["choice_places"].tolist() == [[1, 5]]
+    assert batch["choice_probabilities"].tolist() == [[0, 0, 0, 0.25, 0, 0, 0, 0, 0, 0.75]]
+    assert set(batch) == {*expected, "labels", "choice_places", "choice_probabilities"}
+
+
+def test_choices_are_what_the_teacher_could_have_written(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The draw is among them, and what a thread knows to be tried is not."""
+    mixture = CountdownMixture(coordinated=True, four_numbers=0.0, max_threads=4, group=1, seed=4)
+    lattices = CountdownLattices(mixture, tokenizer, 40)
+    count = 0
+    for lattice in (lattices[n] for n in range(40)):
+        for tokens, choices in zip(lattice.tokens, lattice.choices, strict=True):
+            for step, options in choices.items():
+                assert sum(options.values()) == pytest.approx(1)
+                assert options[tokens[step]] > 0
+                count += 1
+        for thread, choices in enumerate(lattice.choices):
+            for step, options in choices.items():
+                known = {
+                    lattice.tokens[other][s]
+                    for other, theirs in enumerate(lattice.choices)
+                    for s in theirs
+                    if s < step and (other == thread or s <= step - 2)
+                }
+                assert not known & set(options) or len(known) > 6  # few puzzles have fewer ideas than that
+    assert count > 200

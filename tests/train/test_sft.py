@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lace.data.assemble import AssembledLattice
+from lace.data.collate import IGNORED
 from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
 from lace.lattice.graft import graft, lattice_parameters
-from lace.train.sft import train_lattices
+from lace.train.sft import lattice_loss, train_lattices
 from tiny import SHAPE, tiny_config
 
 
@@ -132,3 +133,28 @@ def test_plain_model_trains_on_isolated_threads(tokenizer: PreTrainedTokenizerFa
     model.config.max_position_embeddings = 512
     train_lattices(model, dataset, tokenizer.pad_token_id, tmp_path, steps=2, lattices_per_step=2, **SETTINGS)
     assert len(_log(tmp_path)) == 2
+
+
+def test_loss_of_certain_choices_is_the_cross_entropy_of_the_tokens() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 6, 11), torch.randint(0, 11, (3, 6))
+    labels[0, :3] = IGNORED
+    places = torch.tensor([[1, 2], [2, 5]])
+    certain = torch.nn.functional.one_hot(labels[places[:, 0], places[:, 1]], 11).float()
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1))
+    count = int((labels[:, 1:] != IGNORED).sum())
+    assert lattice_loss(logits, labels, places, certain, count) == pytest.approx(float(expected), rel=1e-5)
+    none = lattice_loss(logits, labels, places[:0], certain[:0], count)
+    assert none == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_loss_is_least_at_the_teachers_distribution() -> None:
+    probabilities = torch.tensor([[0.5, 0.25, 0.25, 0.0]])
+    labels, places = torch.tensor([[IGNORED, 0]]), torch.tensor([[0, 1]])
+
+    def loss(told: list[float]) -> float:
+        logits = torch.tensor([[told, told]]).clamp(min=1e-9).log()
+        return float(lattice_loss(logits, labels, places, probabilities, 1))
+
+    assert loss([0.5, 0.25, 0.25, 0.0]) == pytest.approx(1.5 * 0.6931472, rel=1e-4)
+    assert all(loss(other) > loss([0.5, 0.25, 0.25, 0.0]) for other in ([0.6, 0.2, 0.2, 0.0], [0.25] * 4))
