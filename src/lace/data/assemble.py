@@ -31,6 +31,9 @@ class AssembledLattice:
     """Which generated tokens the loss counts."""
     choices: list[dict[int, dict[int, float]]]
     """By thread and step: probabilities of the tokens that the teacher drew from, where it drew."""
+    blind: bool = False
+    """Whether the threads were written without reading each other, and so must not be trained to ignore what they
+    could read: none of their tokens is in the lattice then."""
 
 
 def check_causality(record: LatticeRecord, visibility: str) -> None:

@@ -22,7 +22,7 @@ class LatticeCollator:
     """Makes a batch of whole lattices; they may differ in their number of threads.
 
     The batch is what a grafted model's forward takes: `input_ids`, `attention_mask`, `position_ids`, `labels` (R, T);
-    `steps` (R, T), the generated step of a token, -1 for prompt and padding; `thread_ids` (R,); `lattice_rows` (L, N),
+    `steps` (R, T), the generated step of a token, -1 for prompt, padding and blind lattices; `thread_ids` (R,); `lattice_rows` (L, N),
     the rows of each lattice, -1 where it has fewer than N threads. For the loss alone: `choice_places` (C, 2), row and
     column of each learned token that the teacher drew at random, and `choice_probabilities` (C, V), from what.
     """
@@ -50,7 +50,8 @@ class LatticeCollator:
             attention_mask[row, :end] = 1
             learned = torch.tensor(lattice.learned[thread], dtype=torch.bool)
             labels[row, start:end] = torch.where(learned, input_ids[row, start:end], IGNORED)
-            steps[row, start:end] = torch.arange(len(tokens))
+            if not lattice.blind:
+                steps[row, start:end] = torch.arange(len(tokens))
             for step, options in lattice.choices[thread].items():
                 if lattice.learned[thread][step]:
                     places.append((row, start + step))

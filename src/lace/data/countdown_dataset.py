@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import cast
 
@@ -87,7 +87,7 @@ class CountdownLattices(Dataset[AssembledLattice]):
             for thread, learned in zip(record.threads, lattice.learned, strict=True):
                 for step, token in enumerate(thread.tokens):
                     learned[step] &= token not in IDEAS and token not in TAGS
-        return lattice
+        return replace(lattice, blind=drill)
 
     def _equations(self, rng: Random, labels: list[int]) -> AssembledLattice:
         """Rows of true equations: half with one small operand, as most steps of a search have."""
@@ -106,4 +106,4 @@ class CountdownLattices(Dataset[AssembledLattice]):
             tokens.append(cast(list[int], self.tokenizer.convert_tokens_to_ids(words)))
             learned.append([n > 0 and words[n - 1] == "=" for n in range(len(words))])
         assert self.tokenizer.bos_token_id is not None
-        return AssembledLattice([self.tokenizer.bos_token_id], labels, tokens, learned, [{} for _ in labels])
+        return AssembledLattice([self.tokenizer.bos_token_id], labels, tokens, learned, [{} for _ in labels], blind=True)

@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--visibility", choices=("strict", "causal"), default=LATTICE.visibility, help="of a new lattice"
     )
+    parser.add_argument("--four-numbers", type=float, default=0.25, help="share of batches with four numbers")
+    parser.add_argument("--choice-weight", type=float, default=1.0, help="weight of the choice of ideas in the loss")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the stream of puzzles")
     options = parser.parse_args(argv)
     if (options.init is None) != (options.stage == "base"):
@@ -100,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         visibility=config.visibility,
         max_label=config.max_thread_id,
         drills=options.drills,
+        four_numbers=options.four_numbers,
         group=options.lattices,
         seed=options.seed + (0 if options.stage == "base" else 1),
     )
@@ -114,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             steps=options.steps,
             stop_after=options.stop_after,
             learning_rate=options.learning_rate,
+            choice_weight=options.choice_weight,
             lattices_per_step=options.lattices,
             seed=options.seed,
         )
