@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lace.data.vocabulary import build_tokenizer
-from lace.lattice.checkpoint import BASE_NAME, WEIGHTS_NAME, fingerprint, load, save, shipped_models
+from lace.lattice.checkpoint import BASE_NAME, WEIGHTS_NAME, load, save, shipped_models
 from lace.lattice.config import CONFIG_NAME
+from lace.lattice.fingerprint import fingerprint, same_base
 from lace.lattice.graft import graft, lattice_layers
 from tiny import awake_model, batch, logits, plain, tiny_config, tiny_model, wake
 
@@ -111,12 +112,56 @@ def test_dtype(lattice: Path) -> None:
     assert logits(model, batch([3])).isfinite().all()
 
 
-def test_fingerprint_does_not_depend_on_dtype(tmp_path: Path) -> None:
-    tiny_model().to(torch.bfloat16).save_pretrained(tmp_path)
-    prints = {fingerprint(load(tmp_path, dtype=dtype).model) for dtype in (None, torch.float32, torch.bfloat16)}
-    assert len(prints) == 1
-    assert fingerprint(tiny_model(seed=7)) not in prints
-    assert fingerprint(awake_model()) == fingerprint(tiny_model())
+def test_fingerprint_knows_the_weights_in_any_dtype(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    first = fingerprint(load(tmp_path).model)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert same_base(first, fingerprint(load(tmp_path, dtype=dtype).model))
+    assert not same_base(first, fingerprint(tiny_model(seed=1)))
+    trained = tiny_model()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.01)
+    assert not same_base(first, fingerprint(trained))
+
+
+def test_lattice_alone_is_not_saved_when_the_base_was_trained_too(tmp_path: Path) -> None:
+    model = graft(tiny_model(), tiny_config())
+    save(model, tmp_path / "before", base="some/base")
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.1)
+        model.get_input_embeddings().weight.mul_(1.1)
+    with pytest.raises(ValueError, match="whole=True"):
+        save(model, tmp_path / "after", base="some/base")
+    save(model, tmp_path / "whole", whole=True)
+    assert torch.equal(load(tmp_path / "whole").model.model.norm.weight, model.model.norm.weight)
+
+
+def test_hub_snapshot_gives_id_and_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123abc"
+    tiny_model().save_pretrained(snapshot)
+
+    def download(repo_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (repo_id, revision) == ("org/tiny", None) or revision == "0123abc"
+        return str(snapshot)
+
+    monkeypatch.setattr("lace.lattice.checkpoint.snapshot_download", download)
+    model = graft(load("org/tiny").model, tiny_config())
+    save(model, tmp_path / "lattice")
+    about = json.loads((tmp_path / "lattice" / "lattice_base.json").read_text())
+    assert (about["base_model"], about["revision"]) == ("org/tiny", "0123abc")
+    assert lattice_layers(load(tmp_path / "lattice").model)
+
+
+def test_checkpoint_of_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    graft(tiny_model(), tiny_config()).save_pretrained(tmp_path)
+    assert "no lattice_config.json" in _error(tmp_path)
+
+
+def test_shipped_names_are_not_shadowed_by_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "countdown").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert lattice_layers(load("countdown").model)
 
 
 def _edit(path: Path, **changes: torch.Tensor | None) -> str:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, Qwen3Config, StableLmConfig
 
 from lace.lattice.config import LatticeConfig
 from lace.lattice.graft import graft, lattice_layers, lattice_off, lattice_parameters
@@ -159,3 +159,11 @@ def test_under_one_percent_of_new_parameters(shape: dict[str, int], size: float)
     graft(model, LatticeConfig())
     new = sum(p.numel() for _, p in lattice_parameters(model))
     assert 0 < new / before < 0.01
+
+
+def test_decoder_that_swallows_the_layout_is_an_error() -> None:
+    """StableLM's layers do not pass unknown arguments on, so the threads would silently not read each other."""
+    config = StableLmConfig(**{name: value for name, value in SHAPE.items() if name != "head_dim"})
+    model = graft(AutoModelForCausalLM.from_config(config).eval(), tiny_config())
+    with pytest.raises(ValueError, match="'stablelm' does not pass the thread layout on"):
+        logits(model, batch([2]))

@@ -39,7 +39,7 @@ class ThreadColumns:
     def write(self, event: TokenEvent) -> None:
         """Takes a token; `show` draws it."""
         self.labels[event.thread] = event.label
-        if event.logprob is not None:  # the opening is the column's title already
+        if event.logprob is not None or event.token_id is None:  # the opening is the column's title already
             self.texts[event.thread] += event.text
         if event.finish_reason is not None:
             self.ends[event.thread] = event.finish_reason

@@ -45,7 +45,7 @@ def solve(
     from lace.cli.models import independent_model, is_shipped, load_engine
 
     name = model or SHIPPED_LACE
-    if strategy == "independent" and model is None:
+    if strategy == "independent":
         name = independent_model(name)
     puzzle = _read_puzzle(prompt, required=is_shipped(name))
 
@@ -94,7 +94,8 @@ def _chat(engine: Engine, prompt: str) -> str:
     if engine.tokenizer.chat_template is None:
         return prompt
     messages = [{"role": "user", "content": prompt}]
-    return str(engine.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    text = str(engine.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return text.removeprefix(engine.tokenizer.bos_token or "")  # the engine's tokenizer puts it in front again
 
 
 def _run(engine: Engine, text: str, params: SamplingParams, strategy: Any, *, live: bool) -> LatticeResult:

@@ -22,9 +22,10 @@ class LatticeCollator:
     """Makes a batch of whole lattices; they may differ in their number of threads.
 
     The batch is what a grafted model's forward takes: `input_ids`, `attention_mask`, `position_ids`, `labels` (R, T);
-    `steps` (R, T), the generated step of a token, -1 for prompt, padding and blind lattices; `thread_ids` (R,); `lattice_rows` (L, N),
-    the rows of each lattice, -1 where it has fewer than N threads. For the loss alone: `choice_places` (C, 2), row and
-    column of each learned token that the teacher drew at random, and `choice_probabilities` (C, V), from what.
+    `steps` (R, T), the generated step of a token, -1 for prompt, padding and blind lattices; `thread_ids` (R,);
+    `lattice_rows` (L, N), the rows of each lattice, -1 where it has fewer than N threads. For the loss alone:
+    `choice_places` (C, 2), row and column of each learned token that the teacher drew at random, and
+    `choice_probabilities` (C, V), from what.
     """
 
     pad_token_id: int

@@ -106,4 +106,5 @@ class CountdownLattices(Dataset[AssembledLattice]):
             tokens.append(cast(list[int], self.tokenizer.convert_tokens_to_ids(words)))
             learned.append([n > 0 and words[n - 1] == "=" for n in range(len(words))])
         assert self.tokenizer.bos_token_id is not None
-        return AssembledLattice([self.tokenizer.bos_token_id], labels, tokens, learned, [{} for _ in labels], blind=True)
+        nothing: list[dict[int, dict[int, float]]] = [{} for _ in labels]
+        return AssembledLattice([self.tokenizer.bos_token_id], labels, tokens, learned, nothing, blind=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -146,6 +146,8 @@ class Engine:
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many sampling parameters, not {len(each)}")
+        if strategy == "independent":  # nobody can know that another thread is done
+            each = [replace(p, grace=None) for p in each]
         return [self._new_lattice(n, text, p, lazy) for n, (text, p) in enumerate(zip(prompts, each, strict=True))]
 
     def _new_lattice(self, index: int, prompt: str, params: SamplingParams, lazy: bool) -> _Lattice:
@@ -237,8 +239,7 @@ class Engine:
             if thread.finish is None:
                 thread.finish = "lattice"
                 text = thread.detokenizer.take(final=True)
-                last = (thread.token_ids or thread.opening)[-1]
-                events.append(TokenEvent(lattice.index, n, thread.label, last, text, None, "lattice"))
+                events.append(TokenEvent(lattice.index, n, thread.label, None, text, None, "lattice"))
         return events
 
     def _result(self, lattice: _Lattice, strategy: Strategy) -> LatticeResult:
@@ -370,9 +371,10 @@ class _DecodingState:
             tokens = [token for token, want in zip(tokens, wanted, strict=True) if want]
             self._compact(wanted)
             live = [True] * len(self.places)
+        live_R = torch.tensor(live, device=self.device)
         arguments = {}
         if self.lattice_cache is not None:
-            steps = torch.where(torch.tensor(live, device=self.device), step, -1)[:, None]
+            steps = torch.where(live_R, step, -1)[:, None]
             arguments = {
                 "steps": steps,
                 "thread_ids": self.thread_ids_R,
@@ -382,7 +384,7 @@ class _DecodingState:
         out = self.model(
             input_ids=torch.tensor(tokens, device=self.device)[:, None],
             attention_mask=self.mask_RC[:, : self.prompt_width + step + 1] if self.padded else None,
-            position_ids=(self.lengths_R + step)[:, None],
+            position_ids=torch.where(live_R, self.lengths_R + step, 0)[:, None],
             past_key_values=self.cache,
             use_cache=True,
             **arguments,

@@ -62,9 +62,10 @@ class TokenEvent:
     """Index of the prompt."""
     thread: int
     label: int
-    token_id: int
+    token_id: int | None
+    """None if the thread ends without a new token, by an early stop."""
     text: str
     """New text of the thread; may be empty while a character is incomplete or a stop text might follow."""
     logprob: float | None
-    """None for a token of the opening, which is given and not sampled."""
+    """None for a token of the opening, which is given and not sampled, and where there is no token."""
     finish_reason: FinishReason | None

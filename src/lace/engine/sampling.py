@@ -106,12 +106,14 @@ def choose_tokens(
     """
     logprobs_RV = logits_RV.float().log_softmax(dim=-1)
     greedy_R = temperature_R == 0
-    scaled_RV = logprobs_RV / torch.where(greedy_R, 1.0, temperature_R)[:, None]
+    best_R1 = logprobs_RV.amax(dim=-1, keepdim=True)  # taken off first, so that a tiny temperature cannot overflow
+    scaled_RV = (logprobs_RV - best_R1) / torch.where(greedy_R, 1.0, temperature_R)[:, None]
     probs_RV = scaled_RV.double().softmax(dim=-1)
     if truncate:
         probs_RV = probs_RV * _kept(probs_RV, top_k_R, top_p_R)
     cdf_RV = probs_RV.cumsum(dim=-1)
     drawn_R1 = torch.searchsorted(cdf_RV, uniforms_R[:, None] * cdf_RV[:, -1:], right=True)
+    drawn_R1 = drawn_R1.clamp(max=logits_RV.shape[1] - 1)
     tokens_R1 = torch.where(greedy_R[:, None], logprobs_RV.argmax(dim=-1, keepdim=True), drawn_R1)
     return tokens_R1[:, 0], logprobs_RV.gather(1, tokens_R1)[:, 0]
 

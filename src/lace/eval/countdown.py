@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import time
@@ -112,7 +113,7 @@ def evaluate(
     settings = json.loads(json.dumps(settings))  # as it will be read back: tuples become lists
     results: dict[Cell, list[Outcome]] = {}
     for cell in cells:
-        key = {**settings, **asdict(cell)}
+        key = {**settings, **asdict(cell), "weights": _weights_digest(engines[cell.model])}
         done = dict(_read_partial(partial, key))
         chunk = max(1, CHUNK_ROWS // cell.threads)
         for start in range(0, n, chunk):
@@ -130,6 +131,14 @@ def evaluate(
             progress(cell, min(n, start + chunk))
         results[cell] = [done[i] for i in range(n)]
     return results
+
+
+def _weights_digest(engine: Engine) -> str:
+    """Tells models of the same name apart, lattice included."""
+    digest = hashlib.sha256()
+    for name, tensor in engine.model.state_dict().items():
+        digest.update(name.encode() + str(tensor.flatten()[:64].float().tolist()).encode())
+    return digest.hexdigest()[:16]
 
 
 def _read_partial(path: Path | None, key: dict[str, Any]) -> Iterator[tuple[int, Outcome]]:
@@ -222,6 +231,6 @@ def _commit() -> str | None:
             text=True,
             timeout=10,
         )
-    except OSError:
+    except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip() or None if run.returncode == 0 else None

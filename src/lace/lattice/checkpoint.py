@@ -8,7 +8,6 @@ same directory. Weights are safetensors only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lace.lattice.config import CONFIG_NAME, LatticeConfig
-from lace.lattice.graft import graft, lattice_layers
+from lace.lattice.fingerprint import fingerprint, same_base
+from lace.lattice.graft import graft
 
 WEIGHTS_NAME = "lattice.safetensors"
 BASE_NAME = "lattice_base.json"
 SHIPPED_DIRECTORY = Path(__file__).parents[1] / "models"
+HUB_FILES = ["*.json", "model*.safetensors", WEIGHTS_NAME, "tokenizer*", "*.model", "*.txt", "*.jinja"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -41,18 +42,6 @@ def shipped_models() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED_DIRECTORY.glob("*/config.json"))
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """A short hash of a base model's shape and of samples of its weights, equal for every floating-point dtype of at
-    least bfloat16's precision that the same checkpoint is loaded in."""
-    digest = hashlib.sha256(model.config.model_type.encode())
-    for name, parameter in model.named_parameters():
-        if ".lattice." not in name:
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            sample = parameter.detach().flatten()[:64].to("cpu", torch.bfloat16).view(torch.int16)
-            digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def save(
     model: PreTrainedModel, directory: str | Path, *, whole: bool = False, base: str = "", revision: str | None = None
 ) -> None:
@@ -66,7 +55,8 @@ def save(
         revision: of the base, by default the commit that it was loaded from, if that is known.
 
     Raises:
-        ValueError: if the model carries no lattice, or a lattice alone would not know its base.
+        ValueError: if the model carries no lattice, or a lattice alone would not know its base, or the base was trained
+            along, so that a lattice alone would be of no use.
     """
     config = getattr(model, "lattice_config", None)
     if config is None:
@@ -74,6 +64,9 @@ def save(
     base = base or model.config._name_or_path
     if not whole and not base:
         raise ValueError("a lattice alone must name its base model: save(..., base='org/name'), or whole=True")
+    before: Any = getattr(model, "base_fingerprint", None)
+    if not whole and before is not None and not same_base(before, fingerprint(model)):
+        raise ValueError("the base model was trained too, so the lattice alone would not do: save(..., whole=True)")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -113,7 +106,7 @@ def load(
     """
     directory = _find(source, revision)
     if not (directory / CONFIG_NAME).exists():
-        model = _load_base(directory, None, dtype)
+        model = _load_base(directory, source, dtype)
         return Loaded(_move(model, device), _tokenizer(directory))
     config = LatticeConfig.load(directory)
     about = _read_about(directory)
@@ -122,11 +115,11 @@ def load(
     else:
         place = base or (directory if about["whole"] else about["base_model"])
         base_directory = _find(place, None if base else about["revision"])
-        model = _load_base(base_directory, about, dtype)
-    if (found := fingerprint(model)) != about["fingerprint"]:
+        model = _load_base(base_directory, place, dtype)
+    if not same_base(about["fingerprint"], fingerprint(model)):
         raise ValueError(
-            f"wrong base model for the lattice in {directory}: it belongs to {about['base_model'] or 'this folder'} "
-            f"(fingerprint {about['fingerprint']}), but the base given has fingerprint {found}"
+            f"wrong base model for the lattice in {directory}: it belongs to {about['base_model'] or 'this folder'}, "
+            "and the weights of the base given are others"
         )
     graft(model, config)
     _load_lattice(model, directory / WEIGHTS_NAME)
@@ -143,12 +136,12 @@ def _move(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel
 
 def _find(source: str | Path, revision: str | None) -> Path:
     """The local directory of a shipped name, a directory, or a hub id (downloaded if it is not in the cache)."""
+    if str(source) in shipped_models():  # first, so that a folder of that name does not shadow it; ./NAME is the folder
+        return SHIPPED_DIRECTORY / str(source)
     if Path(source).is_dir():
         return Path(source)
-    if (shipped := SHIPPED_DIRECTORY / str(source)).is_dir() and (shipped / "config.json").exists():
-        return shipped
     try:
-        return Path(snapshot_download(str(source), revision=revision, ignore_patterns=[*PICKLES, "*.msgpack", "*.h5"]))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"no model {str(source)!r}: neither a directory, nor shipped ({', '.join(shipped_models())}), "
@@ -166,7 +159,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _load_base(directory: Path, about: dict[str, Any] | None, dtype: torch.dtype | None) -> PreTrainedModel:
+def _load_base(directory: Path, source: str | Path | PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
     if not (directory / "config.json").exists():
         raise FileNotFoundError(f"{directory} holds no transformers model (no config.json)")
     if not any(path.name != WEIGHTS_NAME for path in directory.glob("*.safetensors")):
@@ -189,8 +182,11 @@ def _load_base(directory: Path, about: dict[str, Any] | None, dtype: torch.dtype
         raise ValueError(f"the weights in {directory}: {name} has shape {tuple(found)}, not {tuple(expected)}")
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"the weights in {directory} lack {len(missing)} tensors, first {missing[0]}")
-    if about and about["base_model"]:  # where the base came from, not where it lies on this machine
-        model.config._name_or_path = about["base_model"]
+    if any(".lattice." in name for name in info["unexpected_keys"]):
+        raise ValueError(f"{directory} holds a lattice, but no {CONFIG_NAME}: is it a checkpoint of an unfinished run?")
+    # Where the base came from, not where it lies on this machine; a hub snapshot's folder is named after its commit.
+    model.config._name_or_path = str(Path(str(source)).resolve() if Path(str(source)).is_dir() else source)
+    model.config._commit_hash = directory.name if directory.parent.name == "snapshots" else None
     model.eval()
     return model
 
@@ -223,7 +219,6 @@ def _load_lattice(model: PreTrainedModel, path: Path) -> None:
         if state[name].shape != tensor.shape:
             raise ValueError(f"{path}: {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
     model.load_state_dict(state, strict=False)
-    assert lattice_layers(model)
 
 
 def _tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:

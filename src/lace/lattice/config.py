@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -67,8 +68,8 @@ class LatticeConfig:
             raise ValueError(f"visibility must be one of {', '.join(VISIBILITIES)}, not {self.visibility!r}")
         if self.gate not in ("head", "none"):
             raise ValueError(f"gate must be 'head' or 'none', not {self.gate!r}")
-        if self.opening and "{label}" not in self.opening:
-            raise ValueError(f"opening must contain '{{label}}', so that threads can be told apart: {self.opening!r}")
+        if self.opening and re.findall(r"{.*?}|[{}]", self.opening) != ["{label}"]:
+            raise ValueError(f"opening must hold {{label}} once and no other brace: {self.opening!r}")
 
     def layer_indices(self, num_layers: int) -> list[int]:
         """The grafted layers of a decoder with `num_layers` layers, in order.

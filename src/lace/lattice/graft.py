@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.cache import LatticeCache
 from lace.lattice.config import LatticeConfig
+from lace.lattice.fingerprint import fingerprint
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 LAYOUT_ARGUMENTS = ("steps", "thread_ids", "lattice_rows")
@@ -54,9 +55,13 @@ def graft(model: Model, config: LatticeConfig | None = None) -> Model:
             raise ValueError(
                 f"cannot graft model type {model.config.model_type!r}: its layer {index} has no self_attn.o_proj"
             )
-    lattices = [_attach(layers[index].self_attn, config, place) for place, index in enumerate(carriers)]
-    decoder.register_forward_pre_hook(_DecoderHook(lattices).build_layout, with_kwargs=True)
+    hook = _DecoderHook(str(model.config.model_type))
+    for place, index in enumerate(carriers):
+        hook.lattices.append(_attach(layers[index].self_attn, config, place, hook))
+    decoder.register_forward_pre_hook(hook.build_layout, with_kwargs=True)
+    decoder.register_forward_hook(hook.check_delivery)
     model.lattice_config = config  # type: ignore[assignment]
+    model.base_fingerprint = None if model.device.type == "meta" else fingerprint(model)  # type: ignore[assignment]
     return model
 
 
@@ -68,13 +73,14 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
-def _attach(attention: nn.Module, config: LatticeConfig, place: int) -> LatticeAttention:
+def _attach(attention: nn.Module, config: LatticeConfig, place: int, decoder: _DecoderHook) -> LatticeAttention:
     o_proj: Any = attention.o_proj
-    weight = next(o_proj.parameters())
-    dtype = weight.dtype if weight.dtype.is_floating_point else None  # a quantised layer: keep the default dtype
-    lattice = LatticeAttention(o_proj.in_features, config, place).to(device=weight.device, dtype=dtype)
+    weight = next(attention.parameters())
+    wide = weight.dtype.is_floating_point and weight.dtype.itemsize > 1  # else a quantised layer: keep the default
+    lattice = LatticeAttention(o_proj.in_features, config, place)
+    lattice.to(device=weight.device, dtype=weight.dtype if wide else None)
     attention.lattice = lattice
-    hooks = _AttentionHooks(lattice)
+    hooks = _AttentionHooks(lattice, decoder)
     attention.register_forward_pre_hook(hooks.take_layout, with_kwargs=True)
     o_proj.register_forward_pre_hook(hooks.add_lattice)
     return lattice
@@ -83,13 +89,14 @@ def _attach(attention: nn.Module, config: LatticeConfig, place: int) -> LatticeA
 class _AttentionHooks:
     """Carries the layout from a `self_attn` call to the `o_proj` call inside of it."""
 
-    def __init__(self, lattice: LatticeAttention) -> None:
-        self.lattice = lattice
+    def __init__(self, lattice: LatticeAttention, decoder: _DecoderHook) -> None:
+        self.lattice, self.decoder = lattice, decoder
         self.layout: ThreadLayout | None = None
 
     def take_layout(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         kwargs = dict(kwargs)
         self.layout = kwargs.pop("thread_layout", None)
+        self.decoder.undelivered = self.decoder.undelivered and self.layout is None
         return args, kwargs
 
     def add_lattice(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -103,8 +110,11 @@ class _AttentionHooks:
 class _DecoderHook:
     """Turns the forward arguments of the thread layout into the one object that the layers share."""
 
-    def __init__(self, lattices: list[LatticeAttention]) -> None:
-        self.lattices = lattices
+    def __init__(self, model_type: str) -> None:
+        self.model_type = model_type
+        self.lattices: list[LatticeAttention] = []
+        self.undelivered = False
+        """Whether a layout was built in this pass that no attention layer has seen yet."""
 
     def build_layout(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         kwargs = dict(kwargs)
@@ -115,8 +125,17 @@ class _DecoderHook:
             return args, kwargs
         if missing:
             raise ValueError(f"the thread layout lacks {', '.join(missing)}; give all of {', '.join(given)}")
+        self.undelivered = True
         kwargs["thread_layout"] = ThreadLayout.build(self.lattices[0].config, **given, cache=cache)
         return args, kwargs
+
+    def check_delivery(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Some decoders swallow unknown arguments; threads would not read each other, and nobody would notice."""
+        if self.undelivered:
+            self.undelivered = False
+            raise ValueError(
+                f"model type {self.model_type!r} does not pass the thread layout on to its attention layers"
+            )
 
 
 def lattice_layers(model: nn.Module) -> list[LatticeAttention]:

@@ -131,7 +131,7 @@ def train_lattices(
         output: folder of checkpoints and of `log.jsonl`.
         steps: optimiser steps of the whole learning-rate schedule.
         stop_after: end earlier, after this many of them.
-        lattices_per_step: lattices that one optimiser step sees (`accumulate` times smaller micro-batches).
+        lattices_per_step: lattices of one optimiser step and process, in `accumulate` equal micro-batches.
         choice_weight: see `lattice_loss`.
         arguments: further fields of `transformers.TrainingArguments`, e.g. for FSDP.
 
@@ -170,6 +170,8 @@ def train_lattices(
         dataloader_pin_memory=torch.cuda.is_available(),
         **dict(arguments or {}),
     )
+    if settings.n_gpu > 1:
+        raise ValueError("several GPUs in one process would tear lattices apart; start one process each with torchrun")
     trainer = LatticeTrainer(
         model=model,
         args=settings,
