@@ -20,7 +20,7 @@ from lace.lattice.config import CONFIG_NAME, LatticeConfig
         ({"thread_dims": -2}, "time_dims and thread_dims must be even"),
         ({"visibility": "all"}, "visibility must be one of strict, causal, same_step, not 'all'"),
         ({"gate": "token"}, "gate must be 'head' or 'none', not 'token'"),
-        ({"opening": "Thread:"}, "opening must contain '{label}'"),
+        ({"opening": "Thread:"}, "opening must hold {label}"),
     ],
 )
 def test_bad_setting_is_named_in_one_line(settings: dict[str, object], message: str) -> None:
