@@ -13,7 +13,8 @@ stage() { # folder, stage, threads of torch, arguments: trains one stage, unless
     echo "$1: training; progress in $folder/checkpoints/log.jsonl"
     OMP_NUM_THREADS=$3 .venv/bin/python -m lace.train.countdown "$2" --out "$folder" "${@:4}" >>"$folder.log" 2>&1
 }
-arguments=(--init "$out/isolated1" --steps 4800 --lattices 4 --learning-rate 1.2e-3 --drills 0.25 --seed 1)
+arguments=(--init "$out/isolated1" --steps 3600 --lattices 4 --learning-rate 1e-3 --drills 0.15 --four-numbers 0.15
+    --choice-weight 2 --seed 1)
 stage base base 2 --steps 6500 --stop-after 5000 --lattices 4 --learning-rate 2e-3 --drills 0.5 --seed 0
 stage isolated1 isolated 2 --init "$out/base" --steps 7500 --stop-after 6500 --lattices 4 --learning-rate 1.5e-3 \
     --drills 0.25 --seed 0

@@ -5,7 +5,7 @@ Puzzles and scores agree with reasoning-gym's `countdown` (same metadata, same n
 *trace* is, and checks every written step exactly.
 
 The arithmetic is that of a child's search: all values are positive integers up to `MAX_VALUE`, a difference is
-taken larger minus smaller, and a quotient only where it comes out even.
+taken larger minus smaller, and a quotient only where it is exact.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def number_features(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def new_base_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
-    """A random Qwen3 of 1.2 million parameters whose number embeddings start from `number_features`."""
+    """A random Qwen3 of 1.3 million parameters whose number embeddings start from `number_features`."""
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
