@@ -9,10 +9,14 @@ mkdir -p "$out"
 
 stage() { # folder, stage, threads of torch, arguments: trains one stage, unless it is finished
     local folder=$out/$1
-    [ -f "$folder/config.json" ] && { echo "$1: done already"; return; }
+    [ -f "$folder/.finished" ] && { echo "$1: done already"; return; }
     echo "$1: training; progress in $folder/checkpoints/log.jsonl"
     OMP_NUM_THREADS=$3 .venv/bin/python -m lace.train.countdown "$2" --out "$folder" "${@:4}" >>"$folder.log" 2>&1
+    touch "$folder/.finished"
 }
+# Both trainings end with the script, so that running it again finds nobody else writing.
+trap 'for job in $(jobs -p); do pkill -P "$job" || true; done' EXIT
+
 arguments=(--init "$out/isolated1" --steps 3600 --lattices 4 --learning-rate 1e-3 --drills 0.15 --four-numbers 0.15
     --choice-weight 2 --seed 1)
 stage base base 2 --steps 6500 --stop-after 5000 --lattices 4 --learning-rate 2e-3 --drills 0.5 --seed 0

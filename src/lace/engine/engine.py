@@ -69,8 +69,8 @@ class Engine:
     Args:
         model: any causal language model of transformers; without a lattice its threads are independent.
         tokenizer: the model's.
-        max_rows: threads that decode at the same time at most; more prompts wait for the next batch. Results do not
-            depend on it.
+        max_rows: threads that decode at the same time at most; more prompts wait for the next batch (one lattice
+            may have more). Results do not depend on it but for rounding.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = 512) -> None:
@@ -288,11 +288,16 @@ class _DecodingState:
         self.slot = {id(lattice): number for number, lattice in enumerate(lattices)}
         """Place of each lattice in the lattice cache."""
         self.width = max(len(lattice.threads) for lattice in lattices)
+        steps = max(lattice.max_steps for lattice in lattices)
+        self.uniforms_SR = torch.zeros(steps, len(self.places), dtype=torch.float64)
+        for row, (lattice, n) in enumerate(self.places):
+            self.uniforms_SR[: lattice.max_steps, row] = lattice.uniforms_SN[:, n]
+        self.uniforms_SR = self.uniforms_SR.to(self.device)
         prompt_R = torch.tensor([self.slot[id(lattice)] for lattice, _ in self.places], device=self.device)
-        self._prefill(prompt_R)
+        self._prefill(prompt_R, steps)
         self._describe_rows()
 
-    def _prefill(self, prompt_R: torch.Tensor) -> None:
+    def _prefill(self, prompt_R: torch.Tensor, steps: int) -> None:
         """Runs every prompt once, without lattice (prompts are not part of it), and fans the caches out."""
         longest = max(len(lattice.prompt_ids) for lattice in self.lattices)
         ids_PT = torch.zeros(len(self.lattices), longest, dtype=torch.long)
@@ -311,7 +316,6 @@ class _DecodingState:
             use_cache=True,
             logits_to_keep=1,
         )
-        steps = max(lattice.max_steps for lattice in self.lattices)
         self.cache = RowCache(prefill, prompt_R, longest + steps)
         self.logits_RV = out.logits[prompt_R, -1]
         self.padded = bool(longest > min(len(lattice.prompt_ids) for lattice in self.lattices))
@@ -338,13 +342,9 @@ class _DecodingState:
 
     def choose(self, step: int) -> tuple[list[int], list[float]]:
         """The next token of every row and its log-probability; given ones while a thread's opening lasts."""
-        uniforms = torch.zeros(len(self.places), dtype=torch.float64)
-        for row, (lattice, n) in enumerate(self.places):
-            if step < len(lattice.uniforms_SN):
-                uniforms[row] = lattice.uniforms_SN[step, n]
         tokens_R, logprobs_R = choose_tokens(
             self.logits_RV,
-            uniforms.to(self.device),
+            self.uniforms_SR[step],
             self.temperature_R,
             self.top_k_R,
             self.top_p_R,
@@ -397,6 +397,7 @@ class _DecodingState:
         index = torch.tensor([row for row, want in enumerate(wanted) if want], device=self.device)
         self.cache.keep(index)
         self.mask_RC, self.lengths_R = self.mask_RC[index], self.lengths_R[index]
+        self.uniforms_SR = self.uniforms_SR[:, index]
         self.places = [place for place, want in zip(self.places, wanted, strict=True) if want]
         going = [lattice for lattice in self.lattices if lattice.running]
         if self.lattice_cache is not None and len(going) < len(self.slot):
