@@ -85,9 +85,9 @@ ERRORS = {
     ("eval", "countdown", "--strategies", "lace,vote"): "unknown strategy 'vote'",
     ("eval", "countdown", "--n", "0"): "--n must be at least 1",
     ("eval", "countdown", "--numbers", "5"): "--numbers must be 3 or 4",
-    ("graft", "countdown", "/tmp/never-made"): "carries a lattice already",
-    ("graft", "countdown-isolated", "/tmp/never-made", "--layers", "1,x"): "--layers",
-    ("graft", "countdown-isolated", "/tmp/never-made", "--visibility", "psychic"): "visibility must be",
+    ("graft", "countdown", "/nonexistent/never-made"): "carries a lattice already",
+    ("graft", "countdown-isolated", "/nonexistent/never-made", "--layers", "1,x"): "--layers",
+    ("graft", "countdown-isolated", "/nonexistent/never-made", "--visibility", "psychic"): "visibility must be",
 }
 
 
@@ -98,7 +98,7 @@ def test_errors_are_one_line_and_a_failing_exit_code(lace: Callable[..., Run], a
     assert run.stdout == ""
     assert ERRORS[arguments] in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
-    assert not Path("/tmp/never-made").exists()
+    assert not Path("/nonexistent/never-made").exists()
 
 
 def test_graft_and_info_on_a_local_model(lace: Callable[..., Run], tmp_path: Path) -> None:
