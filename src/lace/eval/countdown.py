@@ -223,14 +223,15 @@ def _paired(results: Mapping[Cell, Sequence[Outcome]]) -> Iterator[dict[str, Any
 
 
 def _commit() -> str | None:
-    """The commit of a source checkout, None elsewhere."""
+    """The commit of a source checkout, marked if this package was changed since; None elsewhere."""
+    here = Path(__file__).parents[1]
     try:
-        run = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
+        tracked, head, changed = (
+            subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
+            ).stdout.strip()
+            for command in (["ls-files", __file__], ["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "."])
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return run.stdout.strip() or None if run.returncode == 0 else None
+    return f"{head}-dirty" if tracked and changed else head if tracked else None
