@@ -108,7 +108,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    names = ["acc", "mean@N", "vote@N", "pass@N", "tag_valid"]
+    names = list(report["rows"][0]["metrics"])
     title = f"Countdown, {report['numbers']} numbers, n = {report['n']}, seed {report['seed']}; % [95 % interval]"
     table = Table("model", "strategy", "N", *names, "tokens", "s", "false steps", "distinct", title=title)
     for row in report["rows"]:
