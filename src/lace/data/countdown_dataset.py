@@ -10,22 +10,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lace.data.assemble import AssembledLattice, assemble
+from lace.data.countdown_drills import IdeaDrill, equations
 from lace.data.countdown_teacher import CountdownTeacher
 from lace.data.vocabulary import TAGS
-from lace.tasks.countdown import (
-    MAX_NUMBER,
-    MAX_VALUE,
-    OPERATORS,
-    PAIR_IDEAS,
-    TRIPLE_IDEAS,
-    Split,
-    combine,
-    generate,
-)
+from lace.tasks.countdown import Split, generate
 
-IDEAS = PAIR_IDEAS.keys() | TRIPLE_IDEAS.keys()
-DRILL_EQUATIONS = 12
-"""Equations in one row of a drill."""
 DRILL_LUCK = 0.3
 """In searches that are drills, how often a worker picks a right attempt on purpose."""
 
@@ -47,6 +36,8 @@ class CountdownMixture:
     """Share of batches with drills: bare equations, in which only results are learned, and isolated searches with many
     solutions, in which everything but the choice of ideas is learned. A solution is rare in an honest search, so that
     noticing one takes long to learn from these alone."""
+    idea_drills: float = 0.0
+    """Share of batches with drills in which ideas are only named, by threads that read each other if `coordinated`."""
     group: int = 8
     """Neighbours of one kind and number of threads (the batch size), so that little of a batch is padding."""
     split: Split = "train"
@@ -73,36 +64,30 @@ class CountdownLattices(Dataset[AssembledLattice]):
         labels = rng.sample(range(1, mix.max_label + 1), threads)
         if kind < mix.drills / 2:
             return self._equations(rng, labels)
-        drill = kind < mix.drills
-        record = CountdownTeacher(
-            generate(rng, mix.split, 4 if four else 3),
+        idea_drill = mix.drills <= kind < mix.drills + mix.idea_drills
+        lucky = kind < mix.drills
+        teacher = (IdeaDrill if idea_drill else CountdownTeacher)(
+            generate(rng, mix.split, 4 if four and not idea_drill else 3),
             labels,
             rng,
-            coordinated=mix.coordinated and not drill,
+            coordinated=mix.coordinated and not lucky,
             visibility=mix.visibility,
-            luck=DRILL_LUCK if drill else 0.0,
-        ).write()
+            luck=DRILL_LUCK if lucky else 0.0,
+        )
+        record = teacher.write()
         lattice = assemble(record, self.tokenizer, mix.visibility)
-        if drill:
-            for thread, learned in zip(record.threads, lattice.learned, strict=True):
-                for step, token in enumerate(thread.tokens):
-                    learned[step] &= token not in IDEAS and token not in TAGS
-        return replace(lattice, blind=drill)
+        for thread, learned in zip(record.threads, lattice.learned, strict=True):
+            for step, token in enumerate(thread.tokens):
+                if lucky:
+                    learned[step] &= step not in thread.choices and token not in TAGS
+                elif idea_drill:
+                    learned[step] &= step in thread.choices or thread.tokens[step - 1] == "no"
+        return replace(lattice, blind=lucky)
 
     def _equations(self, rng: Random, labels: list[int]) -> AssembledLattice:
-        """Rows of true equations: half with one small operand, as most steps of a search have."""
         tokens, learned = [], []
         for _ in labels:
-            words: list[str] = []
-            while words.count("=") < DRILL_EQUATIONS:
-                operator = rng.choice(OPERATORS)
-                limit = MAX_VALUE if operator in "+-" else MAX_NUMBER
-                y = rng.randint(1, MAX_NUMBER if rng.random() < 0.5 else limit)
-                x = y * rng.randint(1, MAX_VALUE // y) if operator == "/" else rng.randint(1, MAX_VALUE)
-                if operator == "*":
-                    x = rng.randint(1, MAX_VALUE // y)
-                if (value := combine(operator, x, y)) is not None:
-                    words += [str(max(x, y)), operator, str(min(x, y)), "=", str(value), ","]
+            words = equations(rng)
             tokens.append(cast(list[int], self.tokenizer.convert_tokens_to_ids(words)))
             learned.append([n > 0 and words[n - 1] == "=" for n in range(len(words))])
         assert self.tokenizer.bos_token_id is not None

@@ -1,9 +1,13 @@
 """A symbolic teacher for Countdown: N workers that search in lock-step and write down what they do.
 
 Coordinated workers avoid every idea that any thread has tried so far, notice at their next step that somebody has
-the solution, say whose it is, and close with it. Blind workers do the same alone. A worker knows only what the
-model could know when it predicts the same token: in `strict` mode the token of step t is predicted by the query of
-step t-1, which reads the others up to step t-2; in `causal` mode up to t-1 (`lace.data.assemble.LAG`).
+the solution, say whose it is, check it, and close with it. Blind workers do the same alone. A worker knows only what
+the model could know when it predicts the same token: in `strict` mode the token of step t is predicted by the query
+of step t-1, which reads the others up to step t-2; in `causal` mode up to t-1 (`lace.data.assemble.LAG`).
+
+Each verdict is followed by the names of the idea once more, and a `yes` by the thread's own label. This is what makes
+ideas and threads readable for others: the lattice reads what a layer's attention has fetched, and to predict the name
+or the label at the verdict it has to fetch just that.
 """
 
 from __future__ import annotations
@@ -16,12 +20,14 @@ from typing import Literal
 
 from lace.data.assemble import LAG
 from lace.data.record import LatticeRecord, Reference, ThreadRecord
-from lace.tasks.countdown import Attempt, Puzzle, attempts
+from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS, Puzzle, attempts, carry_out
 
-ATTEMPTS = {3: 4, 4: 6}
-"""How many attempts a thread has, by the count of numbers."""
+LAST_START = {3: 57, 4: 90}
+"""Last step at which a thread begins another attempt, by the count of numbers; about six attempts."""
+DEAD_END = 0.25
+"""Weight of an idea that cannot be carried out, against 1: workers see most dead ends beforehand, not all of them."""
 CLOSENESS = 0.3
-"""Spread, in units of log(value / target), of the attempts picked after the first step of a four-number puzzle."""
+"""Spread, in units of log(value / target), of the second ideas for four numbers."""
 
 Names = tuple[str, ...]
 
@@ -39,17 +45,16 @@ class _Worker:
     tried: dict[Names, int] = field(default_factory=dict)
     """Names of each attempt (and of each first step alone) -> step of the token that completed the name."""
     solved: int | None = None
-    """Step of the `yes`."""
-    answer: list[str] = field(default_factory=list)
-    answer_step: int = 0
-    """Step of the first token of the answer expression."""
+    """Step of the `yes` of a solution of its own."""
+    done: int | None = None
+    """Step of the first `done`."""
     rest: list[str] = field(default_factory=list)
     """Tokens decided on but not yet written: a segment between two moments of looking around."""
-    attempt: Attempt | None = None
-    stage: int = 0
-    """How far the attempt has got: names[stage // 2] is next if even, its equations if odd."""
-    count: int = 0
-    closing: Literal["no", "waited", "answer", "tagged"] = "no"
+    names: Names = ()
+    """The attempt that is being written."""
+    following: bool = False
+    """Whether that attempt is another thread's solution."""
+    closing: Literal["no", "answer", "tagged"] = "no"
 
     @property
     def step(self) -> int:
@@ -78,10 +83,12 @@ class CountdownTeacher:
         visibility: str = "strict",
         luck: float = 0.0,
     ) -> None:
-        self.luck = luck
         self.puzzle, self.rng, self.coordinated = puzzle, rng, coordinated
         self.lag = LAG[visibility]
-        self.options = attempts(puzzle.numbers)
+        self.lucky_names: Names = ()
+        self.luck = luck
+        self.right = [a.names for a in attempts(puzzle.numbers) if a.value == puzzle.target]
+        self.width = len(puzzle.numbers) - 2
         self.workers = []
         for label in labels:
             opening = ["Thread", str(label), ":"]
@@ -104,59 +111,63 @@ class CountdownTeacher:
         """Whether what another thread wrote at `source_step` can decide the worker's next token."""
         return self.coordinated and source_step is not None and source_step <= worker.step - self.lag
 
+    def _others(self, worker: _Worker) -> list[_Worker]:
+        return [other for other in self.workers if other is not worker] if self.coordinated else []
+
     def _solver(self, worker: _Worker) -> _Worker | None:
         """The thread that has the solution as far as the worker knows: the earliest, then the smallest label."""
         known = [w for w in self.workers if w.solved is not None and (w is worker or self._visible(worker, w.solved))]
         return min(known, key=lambda w: (w.solved, w.label), default=None)
 
-    def _taken(self, worker: _Worker) -> dict[Names, list[_Worker]]:
-        """Every attempt and first step that the worker knows of, with the threads that named it."""
-        taken: dict[Names, list[_Worker]] = {}
-        for other in self.workers:
-            for names, step in other.tried.items():
-                if other is worker or self._visible(worker, step):
-                    taken.setdefault(names, []).append(other)
-        return taken
-
     def _refer(self, worker: _Worker, source: _Worker, source_step: int, step: int | None = None) -> None:
-        step = worker.step if step is None else step
-        worker.references.append(Reference(step, self.workers.index(source), source_step))
+        if source is not worker:
+            step = worker.step if step is None else step
+            worker.references.append(Reference(step, self.workers.index(source), source_step))
 
     def _decide(self, worker: _Worker) -> None:
         """Chooses the next segment from what the worker knows now."""
-        if worker.closing == "answer":
-            worker.rest, worker.closing = [self._tag(worker), "<eos>"], "tagged"
-            return
         solver = self._solver(worker)
-        if worker.solved is not None:  # even if another had it in the same step: one's own is at hand
-            assert worker.attempt is not None
-            worker.answer = worker.attempt.expression.split()
-            worker.answer_step = worker.step + 1
-            worker.rest, worker.closing = ["answer:", *worker.answer], "answer"
+        if worker.closing == "answer":
+            worker.rest, worker.closing = [self._tag(worker, solver), "<eos>"], "tagged"
+        elif worker.following or worker.solved is not None:  # even if another had it first: one's own is at hand
+            answer = carry_out(self.puzzle.numbers, worker.names).expression
+            assert answer is not None
+            worker.rest, worker.closing = ["answer:", *answer.split()], "answer"
         elif solver is not None:
-            self._take_over(worker, solver)
-        elif worker.attempt is None and worker.closing == "waited":
-            worker.rest, worker.closing = ["answer:", "none"], "answer"
-        elif worker.attempt is None and not self._choose(worker, first=True):
-            worker.rest, worker.closing = ["done"], "waited"
+            self._follow(worker, solver)
+        elif worker.names:
+            self._carry_on(worker)
+        elif worker.step > LAST_START[len(self.puzzle.numbers)]:
+            self._wait(worker)
         else:
-            self._continue(worker)
+            self._begin(worker)
 
-    def _take_over(self, worker: _Worker, solver: _Worker) -> None:
+    def _follow(self, worker: _Worker, solver: _Worker) -> None:
+        """Says whose solution it is and checks it."""
         assert solver.solved is not None
-        assert solver.attempt is not None
-        self._refer(worker, solver, solver.solved)
-        worker.answer = solver.attempt.expression.split()
-        start = worker.step + 3
-        for n in range(len(worker.answer)):
-            self._refer(worker, solver, solver.solved + 2 + n, start + n)
-        worker.rest = ["see", str(solver.label), "answer:", *worker.answer]
-        worker.closing = "answer"
+        for n in range(2 + self.width):
+            self._refer(worker, solver, solver.solved, worker.step + n)
+        worker.names, worker.following = solver.names, True
+        worker.rest = ["see", str(solver.label)]
+        for name, steps in zip(worker.names, carry_out(self.puzzle.numbers, worker.names).equations, strict=True):
+            worker.rest += [name, *" , ".join(map(str, steps)).split()]
+        worker.rest.append("yes")
 
-    def _tag(self, worker: _Worker) -> str:
+    def _wait(self, worker: _Worker) -> None:
+        """Has no time for another attempt; the last words are spoken when no other thread is trying any more."""
+        if worker.done is None:
+            worker.done = worker.step
+        elif all(self._visible(worker, other.done) for other in self._others(worker)):
+            for other in self._others(worker):
+                assert other.done is not None
+                self._refer(worker, other, other.done)
+            worker.rest, worker.closing = ["answer:", "none"], "answer"
+            return
+        worker.rest = ["done"]
+
+    def _tag(self, worker: _Worker, solver: _Worker | None) -> str:
         if not self.coordinated:
             return "[[fail]]" if worker.solved is None else "[[success]]"
-        solver = self._solver(worker)
         if solver is None:
             return "[[best]]" if worker.label == min(w.label for w in self.workers) else "[[fail]]"
         if solver is worker:
@@ -165,68 +176,62 @@ class CountdownTeacher:
         self._refer(worker, solver, solver.solved)
         return "[[success]]"
 
-    def _choose(self, worker: _Worker, *, first: bool) -> bool:
-        """Picks the attempt to go on with; False if the worker has none left."""
-        if first and worker.count == ATTEMPTS[len(self.puzzle.numbers)]:
-            return False
-        taken = self._taken(worker)
-        pool = self.options
-        if not first:  # the first step stands; the rest of the attempt is chosen now
-            assert worker.attempt is not None
-            pool = [a for a in pool if a.names[0] == worker.attempt.names[0]]
-        free = [a for a in pool if a.names not in taken] or [a for a in pool if a.names not in worker.tried]
-        if not free:
-            return False
-        weights = self._weights(free, taken, first=first)
-        right = [a for a in free if a.value == self.puzzle.target] if self.luck else []
-        if right and self.rng.random() < self.luck:
-            worker.attempt = self.rng.choice(right)
-        else:
-            worker.attempt = self.rng.choices(free, weights)[0]
-        distribution = worker.choices[worker.step] = {}
-        for option, weight in zip(free, weights, strict=True):
-            name = option.names[0 if first else -1]
-            distribution[name] = distribution.get(name, 0.0) + weight / sum(weights)
-        for names, others in taken.items():  # the choice rests on all that it avoids
-            for other in others if first or names[0] == worker.attempt.names[0] else ():
-                if other is not worker:
-                    self._refer(worker, other, other.tried[names])
-        if first:
-            worker.stage, worker.count = 0, worker.count + 1
-        return True
+    def _begin(self, worker: _Worker) -> None:
+        """Begins an attempt: with any idea that nobody was seen to try, or for four numbers with any of the first
+        steps that were seen least."""
+        self.lucky_names = self.rng.choice(self.right) if self.rng.random() < self.luck else ()
+        names = TRIPLE_IDEAS if self.width == 1 else PAIR_IDEAS
+        weights = {name: DEAD_END if self._fails((name,)) else 1.0 for name in names}
+        known = self._known(worker, ())
+        least = min(known[name] for name in weights)
+        free = [name for name in weights if known[name] == least]
+        if self.width == 1 and least:
+            free = [name for name in weights if (name,) not in worker.tried]
+        self._name(worker, {name: weights[name] for name in free})
 
-    def _weights(self, free: list[Attempt], taken: dict[Names, list[_Worker]], *, first: bool) -> list[float]:
-        """How likely the worker picks each free attempt (up to a factor): any of them for three numbers; for four
-        first any of the first steps that were tried least, then what comes close to the target."""
-        if len(free[0].names) == 1:
-            return [1.0] * len(free)
-        if not first:
-            return [math.exp(-abs(math.log(a.value / self.puzzle.target)) / CLOSENESS) for a in free]
-        load = {a.names[:1]: len(taken.get(a.names[:1], ())) for a in free}
-        least = min(load.values())
-        size = Counter(a.names[:1] for a in free)
-        return [1.0 / size[a.names[:1]] if load[a.names[:1]] == least else 0.0 for a in free]
+    def _fails(self, names: Names) -> bool:
+        return carry_out(self.puzzle.numbers, names).equations[-1][-1].value is None
 
-    def _continue(self, worker: _Worker) -> None:
-        """Writes the next part of the attempt: a name, or the equations behind the last name."""
-        assert worker.attempt is not None
-        part, is_equation = divmod(worker.stage, 2)
-        if not is_equation:
-            if part:
-                self._choose(worker, first=False)
-            names = worker.attempt.names[: part + 1]
-            worker.rest = [names[-1]]
-            worker.tried.setdefault(names, worker.step)
-            worker.stage += 1
+    def _carry_on(self, worker: _Worker) -> None:
+        """Goes on with an attempt: names the rest of it, or writes the equations behind a name and the verdict."""
+        if worker.tokens[-1] != worker.names[-1]:  # the first step of four numbers stands
+            known = self._known(worker, worker.names)
+            free = [name for name in TRIPLE_IDEAS if name not in known] or list(TRIPLE_IDEAS)
+            self._name(worker, {name: self._closeness((*worker.names, name)) for name in free})
             return
-        steps = worker.attempt.equations[part]
-        worker.rest = " , ".join(map(str, steps)).split()
-        if part + 1 < len(worker.attempt.names):
-            worker.stage += 1
+        attempt = carry_out(self.puzzle.numbers, worker.names)
+        worker.rest = " , ".join(map(str, attempt.equations[-1])).split()
+        if len(worker.names) < self.width and not self._fails(worker.names):
             return
-        right = worker.attempt.value == self.puzzle.target
-        worker.rest.append("yes" if right else "no")
-        if right:
-            worker.solved = worker.step + len(worker.rest) - 1
+        if attempt.value == self.puzzle.target:
+            worker.solved = worker.step + len(worker.rest)
+            worker.rest += ["yes", str(worker.label), *worker.names]
         else:
-            worker.attempt = None
+            worker.rest += ["no", *worker.names, ","]
+            worker.names = ()
+
+    def _closeness(self, names: Names) -> float:
+        value = carry_out(self.puzzle.numbers, names).value
+        distance = 3 * CLOSENESS if value is None else abs(math.log(value / self.puzzle.target))
+        return math.exp(-distance / CLOSENESS)
+
+    def _known(self, worker: _Worker, prefix: Names) -> Counter[str]:
+        """How often each name behind `prefix` was seen to be tried; the next name rests on all of them."""
+        counts: Counter[str] = Counter()
+        for other in self.workers:
+            for names, step in other.tried.items():
+                if names[:-1] == prefix and (other is worker or self._visible(worker, step)):
+                    counts[names[-1]] += 1
+                    self._refer(worker, other, step)
+        return counts
+
+    def _name(self, worker: _Worker, weights: dict[str, float]) -> None:
+        """Writes the next name of the attempt, drawn with these weights."""
+        names, total = list(weights), sum(weights.values())
+        name = self.rng.choices(names, list(weights.values()))[0]
+        if self.lucky_names:
+            name = self.lucky_names[len(worker.names)]
+        worker.choices[worker.step] = {name: weight / total for name, weight in weights.items()}
+        worker.names += (name,)
+        worker.tried.setdefault(worker.names, worker.step)
+        worker.rest = [name]

@@ -5,7 +5,8 @@ Puzzles and scores agree with reasoning-gym's `countdown` (same metadata, same n
 *trace* is, and checks every written step exactly.
 
 The arithmetic is that of a child's search: all values are positive integers up to `MAX_VALUE`, a difference is
-taken larger minus smaller, and a quotient only where it is exact.
+taken larger minus smaller, and a quotient only where it is exact. Where an idea leads out of that, a trace says
+`= none` and gives the idea up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 MAX_NUMBER = 20
 """Largest number that `generate` puts into a puzzle."""
-MAX_VALUE = 225
+MAX_VALUE = 100
 """Largest value of a step in a trace."""
 MIN_TARGET, MAX_TARGET = 10, 100
 
@@ -149,27 +150,28 @@ def _evaluate(node: ast.expr) -> tuple[Fraction, Counter[int]]:
 
 @dataclass(frozen=True)
 class Equation:
-    """One written step, `large operator small = value`."""
+    """One written step, `large operator small = value`; the value is None where there is none to go on with."""
 
     large: int
     operator: str
     small: int
-    value: int
+    value: int | None
 
     def __str__(self) -> str:
-        return f"{self.large} {self.operator} {self.small} = {self.value}"
+        return f"{self.large} {self.operator} {self.small} = {'none' if self.value is None else self.value}"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One whole idea carried out: its names (one for 3 numbers, two for 4) and the equations behind each name."""
+    """One idea carried out, as far as it goes: its names (one for 3 numbers, two for 4) and the equations behind each
+    name. An idea that fails has `none` in its last equation, no value, and no names after the one that failed."""
 
     names: tuple[str, ...]
     equations: tuple[tuple[Equation, ...], ...]
-    expression: str
+    expression: str | None
 
     @property
-    def value(self) -> int:
+    def value(self) -> int | None:
         return self.equations[-1][-1].value
 
 
@@ -201,47 +203,63 @@ PAIR_IDEAS: dict[str, tuple[int, int, str]] = {
 _Term = tuple[int, str]  # a value, and the expression that made it
 
 
-def _apply(operator: str, x: _Term, y: _Term) -> tuple[Equation, _Term] | None:
-    value = combine(operator, x[0], y[0])
-    if value is None:
-        return None
+def _apply(operator: str, x: _Term, y: _Term) -> tuple[Equation, _Term | None]:
     large, small = (x, y) if x[0] >= y[0] else (y, x)
+    value = combine(operator, x[0], y[0])
+    equation = Equation(large[0], operator, small[0], value)
+    if value is None:
+        return equation, None
     parts = [f"( {e} )" if " " in e else e for _, e in (large, small)]
-    return Equation(large[0], operator, small[0], value), (value, f"{parts[0]} {operator} {parts[1]}")
+    return equation, (value, f"{parts[0]} {operator} {parts[1]}")
 
 
-def _triple_attempts(terms: list[_Term]) -> Iterator[Attempt]:
-    for name, ((i, j, k), first, second) in TRIPLE_IDEAS.items():
-        if (one := _apply(first, terms[i], terms[j])) and (two := _apply(second, one[1], terms[k])):
-            yield Attempt((name,), ((one[0], two[0]),), two[1][1])
+def _carry_out_triple(name: str, terms: Sequence[_Term]) -> tuple[tuple[Equation, ...], str | None]:
+    (i, j, k), first, second = TRIPLE_IDEAS[name]
+    one, result = _apply(first, terms[i], terms[j])
+    if result is None:
+        return (one,), None
+    two, result = _apply(second, result, terms[k])
+    return (one, two), result and result[1]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def carry_out(numbers: tuple[int, ...], names: tuple[str, ...]) -> Attempt:
+    """What becomes of an idea with these numbers: for three numbers one of `TRIPLE_IDEAS`, for four one of
+    `PAIR_IDEAS` and then, as far as it is reached, one of `TRIPLE_IDEAS` for its result and the other two numbers.
+
+    Raises:
+        ValueError: for another count of numbers.
+    """
+    terms = [(n, str(n)) for n in numbers]
+    if len(numbers) == 3:
+        steps, expression = _carry_out_triple(names[0], terms)
+        return Attempt(names, (steps,), expression)
+    if len(numbers) != 4:
+        raise ValueError(f"ideas are named for 3 or 4 numbers, not for {len(numbers)}")
+    i, j, operator = PAIR_IDEAS[names[0]]
+    step, result = _apply(operator, terms[i], terms[j])
+    if result is None or len(names) == 1:
+        return Attempt(names[:1], ((step,),), None)
+    steps, expression = _carry_out_triple(names[1], [result, *(t for n, t in enumerate(terms) if n not in (i, j))])
+    return Attempt(names, ((step,), steps), expression)
 
 
 @functools.lru_cache(maxsize=1 << 10)
 def attempts(numbers: tuple[int, ...]) -> list[Attempt]:
-    """Every legal attempt at combining three or four numbers, whatever the target, in a fixed order.
+    """Every idea that can be carried out to the end, whatever the target, in a fixed order.
 
     Raises:
-        ValueError: for any other count of numbers.
+        ValueError: if there are not three or four numbers.
     """
-    terms = [(n, str(n)) for n in numbers]
-    if len(terms) == 3:
-        return list(_triple_attempts(terms))
-    if len(terms) != 4:
-        raise ValueError(f"ideas are named for 3 or 4 numbers, not for {len(terms)}")
-    found: list[Attempt] = []
-    for name, (i, j, operator) in PAIR_IDEAS.items():
-        if step := _apply(operator, terms[i], terms[j]):
-            rest = [term for n, term in enumerate(terms) if n not in (i, j)]
-            found += [
-                Attempt((name, *a.names), ((step[0],), *a.equations), a.expression)
-                for a in _triple_attempts([step[1], *rest])
-            ]
-    return found
+    names: Iterable[tuple[str, ...]] = itertools.product(TRIPLE_IDEAS)
+    if len(numbers) != 3:
+        names = itertools.product(PAIR_IDEAS, TRIPLE_IDEAS)
+    return [attempt for each in names if (attempt := carry_out(numbers, each)).expression is not None]
 
 
 def solutions(puzzle: Puzzle) -> Iterator[str]:
     """The expressions among `attempts` that solve the puzzle."""
-    return (a.expression for a in attempts(puzzle.numbers) if a.value == puzzle.target)
+    return (a.expression for a in attempts(puzzle.numbers) if a.value == puzzle.target and a.expression)
 
 
 def generate(rng: Random, split: Split, numbers: int = 3) -> Puzzle:
@@ -280,8 +298,10 @@ def puzzles(n: int, seed: int, split: Split = "test", numbers: int = 3) -> list[
 
 # --- traces -----------------------------------------------------------------------------------------------------
 
-_EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
-_ATTEMPT_NAME = re.compile(r"(?:[a-d][-+*/][a-d]|\([xyz][-+*/][xyz]\)[-+*/][xyz])")
+_TRACE = re.compile(
+    r"(?P<name>[a-d][-+*/][a-d]|\([xyz][-+*/][xyz]\)[-+*/][xyz])|(?P<verdict>\b(?:yes|no)\b)|(?P<see>\bsee\b)"
+    r"|(?P<x>\d+) (?P<operator>[-+*/]) (?P<y>\d+) = (?P<value>\d+|none)"
+)
 
 
 @dataclass(frozen=True)
@@ -291,38 +311,51 @@ class TraceReport:
     steps: int
     """Equations written."""
     false_steps: int
-    """Equations whose arithmetic is wrong."""
+    """Equations whose arithmetic is wrong; `none` is right where there is no integer from 1 to `MAX_VALUE`."""
     illegal_steps: int
     """Equations with a right value but an operand that is not at hand (never given, or used before)."""
     attempts: tuple[tuple[str, ...], ...]
-    """The names of the ideas tried, in order; an attempt that was broken off counts if all its names were written."""
+    """The names of the ideas tried, in order: of those given up before their last name, and of those that have all
+    their names, even if broken off later. Checking what another thread has found is no attempt."""
 
 
 def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
     """Checks every step of a thread's text: the arithmetic, and that each number is used at most once an attempt."""
-    body = re.split(r"\bsee\b|answer:|\[\[", text)[0]
+    body = text.split("answer:")[0]
     width = len(puzzle.numbers) - 2  # names an attempt has
     steps = false_steps = illegal = 0
     tried: list[tuple[str, ...]] = []
     names: list[str] = []
+    said_again: list[str] = []
+    following = False
     hand: Counter[int] = Counter(puzzle.numbers)
-    for token in re.finditer(f"{_ATTEMPT_NAME.pattern}|{_EQUATION.pattern}", body):
-        if token[1] is None:  # the name of an idea; the first of an attempt takes all numbers in hand again
-            if not names or len(names) == width:
-                names, hand = [], Counter(puzzle.numbers)
-            names.append(token[0])
-            if len(names) == width:
+    for token in _TRACE.finditer(body):
+        if token["see"]:
+            names, following = [], True
+        elif token["verdict"]:  # followed by the attempt's names once more
+            if names and len(names) < width and not following:
                 tried.append(tuple(names))
-            continue
-        steps += 1
-        if len(token[0]) > 100:  # Python refuses to read integers of thousands of digits
-            false_steps += 1
-            continue
-        x, y, value = int(token[1]), int(token[3]), int(token[4])
-        needed = Counter([x, y])
-        if (x < y and token[2] in "-/") or combine(token[2], x, y) != value:
-            false_steps += 1
-        elif any(hand[n] < count for n, count in needed.items()):
-            illegal += 1
-        hand = hand - needed + Counter([value])
+            names, said_again, following = [], names, False
+        elif name := token["name"]:
+            if said_again[:1] == [name]:
+                del said_again[0]
+                continue
+            said_again = []
+            if not names or len(names) == width:  # the first name of an attempt takes all numbers in hand again
+                names, hand = [], Counter(puzzle.numbers)
+            names.append(name)
+            if len(names) == width and not following:
+                tried.append(tuple(names))
+        else:
+            steps += 1
+            if len(token[0]) > 100:  # Python refuses to read integers of thousands of digits
+                false_steps += 1
+                continue
+            x, y, value = int(token["x"]), int(token["y"]), None if token["value"] == "none" else int(token["value"])
+            needed = Counter([x, y])
+            if (x < y and token["operator"] in "-/") or combine(token["operator"], x, y) != value:
+                false_steps += 1
+            elif any(hand[n] < count for n, count in needed.items()):
+                illegal += 1
+            hand = hand - needed + Counter([] if value is None else [value])
     return TraceReport(steps, false_steps, illegal, tuple(tried))
