@@ -181,20 +181,24 @@ def test_combine() -> None:
     assert combine("/", 0, 5) is None
     assert combine("-", 5, 5) is None
     assert combine("+", MAX_VALUE, 1) is None
-    assert combine("*", 15, 15) == MAX_VALUE == 225
+    assert combine("*", 10, 10) == MAX_VALUE == 100
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("(x+y)*z 7 + 3 = 10 , 12 * 10 = 120 no", (2, 0, 0)),
-        ("(x+y)*z 7 + 3 = 11 , 12 * 11 = 132 no", (2, 1, 0)),  # false, then legal with the false value
+        ("(x+y)*z 7 + 3 = 10 , 12 * 10 = none no (x+y)*z ,", (2, 0, 0)),
+        ("(x+y)*z 7 + 3 = 10 , 12 * 10 = 120 no (x+y)*z ,", (2, 1, 0)),  # too large
+        ("(x+y)-z 7 + 3 = 10 , 12 - 10 = none no (x+y)-z ,", (2, 1, 0)),  # there is a value
+        ("(x/y)+z 7 / 3 = none no (x/y)+z , (x+y)-z 7 + 3 = 10 , 12 - 10 = 2 no (x+y)-z ,", (3, 0, 0)),
+        ("(x+y)-z 7 + 3 = 11 , 12 - 11 = 1 no", (2, 1, 0)),  # false, then legal with the false value
         ("(x-y)*z 3 - 7 = 4 , 12 * 4 = 48 no", (2, 1, 0)),  # smaller minus larger
-        ("(x+y)*z 7 + 5 = 12 , 12 * 12 = 144 no", (2, 0, 1)),  # 5 was never given
+        ("(x+y)+z 7 + 5 = 12 , 12 + 12 = 24 no", (2, 0, 1)),  # 5 was never given
         ("(x+y)+z 7 + 3 = 10 , 7 + 10 = 17 no", (2, 0, 1)),  # 7 was used before
         ("(x+y)+z 7 + 7 = 14 no", (1, 0, 1)),  # there is only one 7
         ("(x/y)*z 12 / 7 = 1 no", (1, 1, 0)),
         ("(x+y)+z 7 + 3 = 10 (x+z)+y 12 + 3 = 15 , 15 + 7 = 22 no", (3, 0, 0)),  # a new idea takes all numbers again
+        ("(x+y)*z see 4 (x+y)+z 7 + 3 = 10 , 12 + 10 = 23 no", (2, 1, 0)),
         ("see 4 answer: 7 + 5 = 1", (0, 0, 0)),
         ("", (0, 0, 0)),
     ],
@@ -204,8 +208,18 @@ def test_trace_reading_finds_false_and_illegal_steps(text: str, expected: tuple[
     assert (report.steps, report.false_steps, report.illegal_steps) == expected
 
 
+def test_trace_reading_lists_attempts() -> None:
+    text = "(x/y)+z 7 / 3 = none no (x/y)+z , (x+y)-z 7 + 3 = 10 , 12 - 10 = 2 no (x+y)-z , (x+y)+z see 4 (x*y)+z"
+    assert read_trace(PUZZLE, text).attempts == (("(x/y)+z",), ("(x+y)-z",), ("(x+y)+z",))
+    assert read_trace(PUZZLE, "(x/y)+z 7 / 3 = none no (x/y)+z , (x/y)+z").attempts == (("(x/y)+z",),) * 2
+
+
 def test_trace_reading_lists_attempts_of_two_names() -> None:
     puzzle = Puzzle((3, 7, 12, 5), 58)
-    report = read_trace(puzzle, "a+b 7 + 3 = 10 (x+y)+z 12 + 10 = 22 , 22 + 5 = 27 no a*c 12 * 3 = 36 see 4")
-    assert report.attempts == (("a+b", "(x+y)+z"),)
-    assert (report.steps, report.false_steps, report.illegal_steps) == (4, 0, 0)
+    report = read_trace(
+        puzzle,
+        "a+b 7 + 3 = 10 (x+y)+z 12 + 10 = 22 , 22 + 5 = 27 no a+b (x+y)+z , b/a 7 / 3 = none no b/a , "
+        "a/b 7 / 3 = none no a/b , a*c 12 * 3 = 36 see 4 a+b 7 + 3 = 10 (x+y)*z 12 + 10 = 22 , 22 * 5 = none no",
+    )
+    assert report.attempts == (("a+b", "(x+y)+z"), ("b/a",), ("a/b",))
+    assert (report.steps, report.false_steps, report.illegal_steps) == (9, 0, 0)

@@ -10,7 +10,7 @@ from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
 from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
 from lace.data.vocabulary import TAGS
-from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS, Puzzle, puzzles, read_trace
+from lace.tasks.countdown import TRIPLE_IDEAS, Puzzle, puzzles, read_trace
 
 
 @pytest.mark.parametrize("visibility", ["strict", "causal"])
@@ -80,16 +80,41 @@ def test_drills_of_searches_do_not_learn_choices(tokenizer: PreTrainedTokenizerF
     found = [item for item in map(dataset.__getitem__, range(30)) if not _is_equations(item)]
     solved = threads = 0
     for item in found:
-        for ids, learned in zip(item.tokens, item.learned, strict=True):
+        for ids, learned, choices in zip(item.tokens, item.learned, item.choices, strict=True):
             words = tokenizer.convert_ids_to_tokens(ids)
-            hidden = {word for word, counts in zip(words[3:], learned[3:], strict=True) if not counts}
-            assert hidden <= {*PAIR_IDEAS, *TRIPLE_IDEAS, *TAGS}
+            hidden = {step for step in range(3, len(ids)) if not learned[step]}
+            assert hidden == {*choices, *(step for step, word in enumerate(words) if word in TAGS)}
             assert not learned[0]
             assert learned[-1]
             assert "see" not in words  # isolated, even in the stream of coordinated lattices
             solved += "yes" in words
             threads += 1
     assert solved / threads > 0.3
+
+
+@pytest.mark.parametrize("coordinated", [True, False])
+def test_drills_of_ideas_learn_choices_and_their_echo(tokenizer: PreTrainedTokenizerFast, coordinated: bool) -> None:
+    mixture = CountdownMixture(coordinated=coordinated, idea_drills=1.0, group=1)
+    repeated = 0
+    for item in map(CountdownLattices(mixture, tokenizer, 20).__getitem__, range(20)):
+        assert not item.blind
+        for thread, (ids, learned, choices) in enumerate(zip(item.tokens, item.learned, item.choices, strict=True)):
+            words = tokenizer.convert_ids_to_tokens(ids)
+            again = [step for step in range(1, len(words)) if words[step - 1] == "no"]
+            assert [step for step, counts in enumerate(learned) if counts] == sorted([*choices, *again])
+            assert [words[step] for step in again] == [words[step] for step in choices]
+            for step, options in choices.items():
+                assert options[ids[step]] > 0
+                own = {ids[s] for s in choices if s < step}
+                others = {
+                    item.tokens[other][s]
+                    for other, theirs in enumerate(item.choices)
+                    for s in theirs
+                    if other != thread and s <= step - 2
+                }
+                assert not own & set(options)
+                repeated += bool(others & set(options))
+    assert (repeated == 0) == coordinated
 
 
 def test_prompts_survive_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -105,7 +130,7 @@ def test_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.tokenize("(x+y)*z a-b [[best]] answer: 12+3") == [
         "(x+y)*z", "a-b", "[[best]]", "answer:", "12", "+", "3"
     ]  # fmt: skip
-    assert tokenizer("226 eel")["input_ids"][1:] == [tokenizer.unk_token_id] * 2
+    assert tokenizer("101 eel")["input_ids"][1:] == [tokenizer.unk_token_id] * 2
 
 
 PAD = 0
@@ -171,5 +196,5 @@ def test_choices_are_what_the_teacher_could_have_written(tokenizer: PreTrainedTo
                     for s in theirs
                     if s < step and (other == thread or s <= step - 2)
                 }
-                assert not known & set(options) or len(known) > 6  # few puzzles have fewer ideas than that
+                assert not known & set(options) or len(known) == len(TRIPLE_IDEAS)
     assert count > 200

@@ -9,12 +9,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lace.data.assemble import LAG, RecordRejected, assemble, check_causality
-from lace.data.countdown_teacher import ATTEMPTS, CountdownTeacher
+from lace.data.countdown_teacher import LAST_START, CountdownTeacher
 from lace.data.record import LatticeRecord, Reference, ThreadRecord
 from lace.data.vocabulary import TAGS
-from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS, Puzzle, attempts, generate, read_trace
+from lace.tasks.countdown import TRIPLE_IDEAS, Puzzle, generate, read_trace
 
-IDEAS = {*PAIR_IDEAS, *TRIPLE_IDEAS}
 Written = tuple[Puzzle, LatticeRecord]
 
 
@@ -49,11 +48,16 @@ def _answer(thread: ThreadRecord) -> str:
     return " ".join(thread.tokens[thread.tokens.index("answer:") + 1 : -2])
 
 
-def _ideas(thread: ThreadRecord, width: int) -> list[tuple[tuple[str, ...], int]]:
-    """The complete names of a thread's attempts, and the step of the last name of each."""
-    found = [(token, step) for step, token in enumerate(thread.tokens) if token in IDEAS]
-    whole = range(0, len(found) - width + 1, width)
-    return [(tuple(name for name, _ in found[n : n + width]), found[n + width - 1][1]) for n in whole]
+def _ideas(thread: ThreadRecord) -> list[tuple[tuple[str, ...], int]]:
+    """The names of a thread's attempts, of those alone that got to their last name, and the step of that."""
+    found, first = [], ()
+    for step in sorted(thread.choices):
+        if thread.tokens[step] in TRIPLE_IDEAS:
+            found.append(((*first, thread.tokens[step]), step))
+            first = ()
+        else:
+            first = (thread.tokens[step],)
+    return found
 
 
 def test_form_of_every_thread(coordinated: list[Written], isolated: list[Written]) -> None:
@@ -74,7 +78,9 @@ def test_every_equation_is_true_and_legal(coordinated: list[Written], isolated: 
         for thread in record.threads:
             report = read_trace(puzzle, " ".join(thread.tokens))
             assert (report.false_steps, report.illegal_steps) == (0, 0)
-            assert len(report.attempts) <= ATTEMPTS[len(puzzle.numbers)]
+            assert [a for a in report.attempts if a[-1] in TRIPLE_IDEAS] == [names for names, _ in _ideas(thread)]
+            first = [step for step in thread.choices if thread.tokens[step - 1] in (":", ",")]
+            assert max(first) <= LAST_START[len(puzzle.numbers)]
             steps += report.steps
     assert steps > 1000
 
@@ -87,7 +93,7 @@ def test_verdicts_and_answers_are_true(coordinated: list[Written], isolated: lis
                     assert (thread.tokens[step - 1] == str(puzzle.target)) == (token == "yes")
             answer = _answer(thread)
             assert answer == "none" or puzzle.check(answer)
-            assert ("yes" not in thread.tokens) or puzzle.check(answer)
+            assert ("yes" in thread.tokens) == puzzle.check(answer)
 
 
 def test_exactly_one_thread_is_best(coordinated: list[Written]) -> None:
@@ -99,6 +105,7 @@ def test_exactly_one_thread_is_best(coordinated: list[Written]) -> None:
         solved += found
         best = record.threads[tags.index("[[best]]")]
         assert ("yes" in best.tokens) == found
+        assert "see" not in best.tokens
         if found:
             assert "none" not in answers
             assert "[[fail]]" not in tags
@@ -124,17 +131,15 @@ def test_isolated_text_does_not_depend_on_the_mode() -> None:
 def test_no_attempt_is_repeated_that_could_be_read(coordinated: list[Written], visibility: str) -> None:
     """Unless nothing else was left."""
     chosen = 0
-    for puzzle, record in coordinated:
-        width = len(puzzle.numbers) - 2
-        ideas = [_ideas(thread, width) for thread in record.threads]
+    for _, record in coordinated:
+        ideas = [_ideas(thread) for thread in record.threads]
         for writer, own in enumerate(ideas):
             for number, (names, step) in enumerate(own):
                 known = {n for n, _ in own[:number]}
                 assert names not in known
                 for other, theirs in enumerate(ideas):
                     known |= {n for n, at in theirs if other != writer and at <= step - LAG[visibility]}
-                pool = [a.names for a in attempts(puzzle.numbers) if width == 1 or a.names[0] == names[0]]
-                assert names not in known or known.issuperset(pool)
+                assert names not in known or len([n for n in known if n[:-1] == names[:-1]]) == len(TRIPLE_IDEAS)
                 chosen += 1
     assert chosen > 500
 
@@ -142,7 +147,7 @@ def test_no_attempt_is_repeated_that_could_be_read(coordinated: list[Written], v
 def test_solution_is_taken_over_only_after_it_can_be_read(coordinated: list[Written], visibility: str) -> None:
     """Found from the tokens alone, without the teacher's own references."""
     taken, lag = 0, LAG[visibility]
-    for _, record in coordinated:
+    for puzzle, record in coordinated:
         by_label = {str(thread.label): thread for thread in record.threads}
         for thread in record.threads:
             if "see" not in thread.tokens:
@@ -151,8 +156,11 @@ def test_solution_is_taken_over_only_after_it_can_be_read(coordinated: list[Writ
             source = by_label[thread.tokens[step + 1]]
             assert source is not thread
             assert source.tokens.index("yes") <= step - lag
-            start, origin = thread.tokens.index("answer:") + 1, source.tokens.index("answer:") + 1
-            assert start - origin >= lag  # token for token
+            verdict, width = source.tokens.index("yes"), len(puzzle.numbers) - 2
+            names = source.tokens[verdict + 2 : verdict + 2 + width]
+            assert source.tokens[verdict + 1] == str(source.label)
+            assert [token for token in thread.tokens[step:] if token in names] == names
+            assert "yes" in thread.tokens[step:]  # having checked it
             assert _answer(thread) == _answer(source)
             taken += 1
     assert taken > 100
@@ -161,10 +169,25 @@ def test_solution_is_taken_over_only_after_it_can_be_read(coordinated: list[Writ
 def test_solution_is_noticed_at_the_next_step(coordinated: list[Written], visibility: str) -> None:
     """No thread begins another idea once it can know of a solution."""
     for _, record in coordinated:
-        solved = [thread.tokens.index("yes") for thread in record.threads if "yes" in thread.tokens]
+        solved = [t.tokens.index("yes") for t in record.threads if "yes" in t.tokens and "see" not in t.tokens]
         for thread in record.threads:
-            begun = [step for step, token in enumerate(thread.tokens) if token in IDEAS]
-            assert not solved or all(step - LAG[visibility] < min(solved) for step in begun)
+            assert not solved or all(step - LAG[visibility] < min(solved) for step in thread.choices)
+
+
+def test_threads_without_time_wait_for_the_others(coordinated: list[Written], visibility: str) -> None:
+    """The last words of a failure come when no other thread is trying any more."""
+    waited = 0
+    for _, record in coordinated:
+        if any("yes" in thread.tokens for thread in record.threads):
+            continue
+        first = [thread.tokens.index("done") for thread in record.threads]
+        for thread, own in zip(record.threads, first, strict=True):
+            end = thread.tokens.index("answer:")
+            assert thread.tokens[own:end] == ["done"] * (end - own)
+            latest = max(step for other, step in zip(record.threads, first, strict=True) if other is not thread)
+            assert end == max(own + 1, latest + LAG[visibility])
+            waited += end - own
+    assert waited > 50
 
 
 def test_references_are_legal(coordinated: list[Written], isolated: list[Written], visibility: str) -> None:

@@ -56,7 +56,7 @@ class ThreadColumns:
     def _panel(self, n: int, width: int) -> Panel:
         state, style = thread_state(self.texts[n], self.ends[n])
         title = f"Thread {self.labels[n]}" + (" *" if n == self.chosen else "")
-        body = Text(re.sub(r" (yes|no)\b", r" \1\n", self.texts[n]).replace("\n ", "\n").strip())
+        body = Text(re.sub(r"( no [^,]*,) ", r"\1\n", self.texts[n]).strip())  # a line for each attempt that failed
         body.highlight_words([" yes"], "bold green")
         body.highlight_regex(r"\bsee \d+", "bold cyan")
         border = "bold green" if n == self.chosen else style

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from lace.data.countdown_teacher import CountdownTeacher, _Worker
+from lace.data.countdown_teacher import CountdownTeacher, Worker
 from lace.tasks.countdown import MAX_NUMBER, MAX_VALUE, OPERATORS, Equation, combine
 
 EQUATIONS = 12
@@ -41,7 +41,7 @@ class IdeaDrill(CountdownTeacher):
         super().__init__(*args, **kwargs)
         self.attempts = min(6, IDEAS // len(self.workers))
 
-    def _decide(self, worker: _Worker) -> None:
+    def _decide(self, worker: Worker) -> None:
         if worker.names:
             noise = [str(self.rng.randint(1, MAX_VALUE)) for _ in range(self.rng.randint(0, 3))]
             worker.rest, worker.names = [*noise, "no", *worker.names, ","], ()

@@ -33,7 +33,7 @@ Names = tuple[str, ...]
 
 
 @dataclass
-class _Worker:
+class Worker:
     """What one thread has written so far, and when the others can know of it."""
 
     label: int
@@ -92,7 +92,7 @@ class CountdownTeacher:
         self.workers = []
         for label in labels:
             opening = ["Thread", str(label), ":"]
-            self.workers.append(_Worker(label, opening, len(opening)))
+            self.workers.append(Worker(label, opening, len(opening)))
 
     def write(self) -> LatticeRecord:
         """Runs the search to its end, one token of every unfinished thread a step."""
@@ -107,24 +107,24 @@ class CountdownTeacher:
             [ThreadRecord(w.label, w.tokens, w.opening, w.references, w.choices) for w in self.workers],
         )
 
-    def _visible(self, worker: _Worker, source_step: int | None) -> bool:
+    def _visible(self, worker: Worker, source_step: int | None) -> bool:
         """Whether what another thread wrote at `source_step` can decide the worker's next token."""
         return self.coordinated and source_step is not None and source_step <= worker.step - self.lag
 
-    def _others(self, worker: _Worker) -> list[_Worker]:
+    def _others(self, worker: Worker) -> list[Worker]:
         return [other for other in self.workers if other is not worker] if self.coordinated else []
 
-    def _solver(self, worker: _Worker) -> _Worker | None:
+    def _solver(self, worker: Worker) -> Worker | None:
         """The thread that has the solution as far as the worker knows: the earliest, then the smallest label."""
         known = [w for w in self.workers if w.solved is not None and (w is worker or self._visible(worker, w.solved))]
         return min(known, key=lambda w: (w.solved, w.label), default=None)
 
-    def _refer(self, worker: _Worker, source: _Worker, source_step: int, step: int | None = None) -> None:
+    def _refer(self, worker: Worker, source: Worker, source_step: int, step: int | None = None) -> None:
         if source is not worker:
             step = worker.step if step is None else step
             worker.references.append(Reference(step, self.workers.index(source), source_step))
 
-    def _decide(self, worker: _Worker) -> None:
+    def _decide(self, worker: Worker) -> None:
         """Chooses the next segment from what the worker knows now."""
         solver = self._solver(worker)
         if worker.closing == "answer":
@@ -142,7 +142,7 @@ class CountdownTeacher:
         else:
             self._begin(worker)
 
-    def _follow(self, worker: _Worker, solver: _Worker) -> None:
+    def _follow(self, worker: Worker, solver: Worker) -> None:
         """Says whose solution it is and checks it."""
         assert solver.solved is not None
         for n in range(2 + self.width):
@@ -153,7 +153,7 @@ class CountdownTeacher:
             worker.rest += [name, *" , ".join(map(str, steps)).split()]
         worker.rest.append("yes")
 
-    def _wait(self, worker: _Worker) -> None:
+    def _wait(self, worker: Worker) -> None:
         """Has no time for another attempt; the last words are spoken when no other thread is trying any more."""
         if worker.done is None:
             worker.done = worker.step
@@ -165,7 +165,7 @@ class CountdownTeacher:
             return
         worker.rest = ["done"]
 
-    def _tag(self, worker: _Worker, solver: _Worker | None) -> str:
+    def _tag(self, worker: Worker, solver: Worker | None) -> str:
         if not self.coordinated:
             return "[[fail]]" if worker.solved is None else "[[success]]"
         if solver is None:
@@ -176,7 +176,7 @@ class CountdownTeacher:
         self._refer(worker, solver, solver.solved)
         return "[[success]]"
 
-    def _begin(self, worker: _Worker) -> None:
+    def _begin(self, worker: Worker) -> None:
         """Begins an attempt: with any idea that nobody was seen to try, or for four numbers with any of the first
         steps that were seen least."""
         self.lucky_names = self.rng.choice(self.right) if self.rng.random() < self.luck else ()
@@ -192,7 +192,7 @@ class CountdownTeacher:
     def _fails(self, names: Names) -> bool:
         return carry_out(self.puzzle.numbers, names).equations[-1][-1].value is None
 
-    def _carry_on(self, worker: _Worker) -> None:
+    def _carry_on(self, worker: Worker) -> None:
         """Goes on with an attempt: names the rest of it, or writes the equations behind a name and the verdict."""
         if worker.tokens[-1] != worker.names[-1]:  # the first step of four numbers stands
             known = self._known(worker, worker.names)
@@ -215,7 +215,7 @@ class CountdownTeacher:
         distance = 3 * CLOSENESS if value is None else abs(math.log(value / self.puzzle.target))
         return math.exp(-distance / CLOSENESS)
 
-    def _known(self, worker: _Worker, prefix: Names) -> Counter[str]:
+    def _known(self, worker: Worker, prefix: Names) -> Counter[str]:
         """How often each name behind `prefix` was seen to be tried; the next name rests on all of them."""
         counts: Counter[str] = Counter()
         for other in self.workers:
@@ -225,7 +225,7 @@ class CountdownTeacher:
                     self._refer(worker, other, step)
         return counts
 
-    def _name(self, worker: _Worker, weights: dict[str, float]) -> None:
+    def _name(self, worker: Worker, weights: dict[str, float]) -> None:
         """Writes the next name of the attempt, drawn with these weights."""
         names, total = list(weights), sum(weights.values())
         name = self.rng.choices(names, list(weights.values()))[0]
