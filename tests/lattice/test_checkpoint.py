@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lace.data.vocabulary import build_tokenizer
-from lace.lattice.checkpoint import BASE_NAME, WEIGHTS_NAME, load, save, shipped_models
+from lace.lattice.checkpoint import BASE_NAME, WEIGHTS_NAME, load, load_shape, save, shipped_models
 from lace.lattice.config import CONFIG_NAME
 from lace.lattice.fingerprint import fingerprint, same_base
 from lace.lattice.graft import graft, lattice_layers
+from lace.lattice.size import lattice_size
 from tiny import awake_model, batch, logits, plain, tiny_config, tiny_model, wake
 
 
@@ -290,3 +291,16 @@ def test_saving_needs_a_lattice_and_a_base(tmp_path: Path) -> None:
 
 def test_shipped_models_are_a_list_of_names() -> None:
     assert all(isinstance(name, str) for name in shipped_models())
+
+
+def test_shape_is_known_without_weights(base: Path, lattice: Path, whole: Path) -> None:
+    expected = lattice_size(load(whole).model)
+    for weights in base.parent.glob("*/*.safetensors"):
+        weights.unlink()
+    assert not lattice_layers(load_shape(base))
+    for directory in (lattice, whole):
+        assert lattice_size(load_shape(directory)) == expected
+        assert load_shape(directory).device.type == "meta"
+    (base / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        load_shape(lattice)

@@ -121,6 +121,7 @@ def test_killed_and_resumed_equals_unbroken(
     resumed = run(tmp_path / "killed")
     for (name, one), two in zip(unbroken.named_parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6, msg=name)
+    assert [line["step"] for line in _log(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
     last = _log(tmp_path / "killed")[-1]
     assert last["step"] == 6
     assert last["loss"] == pytest.approx(_log(tmp_path / "unbroken")[-1]["loss"], rel=1e-5)

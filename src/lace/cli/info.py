@@ -18,14 +18,14 @@ def info(
     """
     from transformers.utils import logging
 
-    from lace.lattice.checkpoint import load
+    from lace.lattice.checkpoint import load_shape
     from lace.lattice.config import LatticeConfig
     from lace.lattice.graft import graft, lattice_layers
     from lace.lattice.size import lattice_size
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded = load(model).model
+    loaded = load_shape(model)
     grafted = bool(lattice_layers(loaded))
     if not grafted:
         graft(loaded, LatticeConfig())

@@ -30,9 +30,6 @@ def main() -> None:
         line = " ".join(str(error).split())
         typer.echo(f"lace: error: {line}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("lace: interrupted", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

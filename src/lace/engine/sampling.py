@@ -38,7 +38,7 @@ class SamplingParams:
     """Decides thread labels and draws of this prompt, whatever else is in the batch."""
     stop: tuple[str, ...] = ()
     """Texts that end a thread; they are cut off."""
-    grace: int | None = 16
+    grace: int | None = 40
     """Early stop: once a thread has closed with `[[best]]`, tokens that the others may still write; None: no limit."""
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ same directory. Weights are safetensors only.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ WEIGHTS_NAME = "lattice.safetensors"
 BASE_NAME = "lattice_base.json"
 SHIPPED_DIRECTORY = Path(__file__).parents[1] / "models"
 HUB_FILES = ["*.json", "model*.safetensors", WEIGHTS_NAME, "tokenizer*", "*.model", "*.txt", "*.jinja"]
+SHAPE_FILES = ["config.json", CONFIG_NAME, BASE_NAME]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -129,19 +131,42 @@ def load(
     return Loaded(_move(model, device), tokenizer)
 
 
+def load_shape(source: str | Path, *, revision: str | None = None) -> PreTrainedModel:
+    """The model that `load` would return, on the meta device: sizes without weights, none of which is read or fetched.
+
+    Raises:
+        FileNotFoundError: if `source` or its base is neither here nor on the hub.
+        ValueError: if a config cannot be read, or the model type cannot be grafted.
+    """
+    directory = _find(source, revision, SHAPE_FILES)
+    base = directory
+    grafted = (directory / CONFIG_NAME).exists()
+    if grafted and not (about := _read_about(directory))["whole"]:
+        base = _find(about["base_model"], about["revision"], SHAPE_FILES)
+    if not (base / "config.json").exists():
+        raise FileNotFoundError(f"{base} holds no transformers model (no config.json)")
+    try:
+        config = AutoConfig.from_pretrained(base)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot read the model in {base}: {_first_line(error)}") from None
+    return graft(model, LatticeConfig.load(directory)) if grafted else model
+
+
 def _move(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
     moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]  # its wrapper hides the argument's type
     return moved
 
 
-def _find(source: str | Path, revision: str | None) -> Path:
+def _find(source: str | Path, revision: str | None, files: Sequence[str] = HUB_FILES) -> Path:
     """The local directory of a shipped name, a directory, or a hub id (downloaded if it is not in the cache)."""
     if str(source) in shipped_models():  # first, so that a folder of that name does not shadow it; ./NAME is the folder
         return SHIPPED_DIRECTORY / str(source)
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"no model {str(source)!r}: neither a directory, nor shipped ({', '.join(shipped_models())}), "

@@ -21,10 +21,17 @@ from lace.data.collate import IGNORED, LatticeCollator
 
 
 class _JsonlLog(TrainerCallback):
-    """Appends every logged line of metrics to a file, the record that plots and tables are made from."""
+    """Appends every logged line of metrics to a file, the record that plots and tables are made from. A resumed run
+    writes the steps after its checkpoint anew."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(kept), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and state.is_world_process_zero:
