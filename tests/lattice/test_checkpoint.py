@@ -302,5 +302,5 @@ def test_shape_is_known_without_weights(base: Path, lattice: Path, whole: Path) 
         assert lattice_size(load_shape(directory)) == expected
         assert load_shape(directory).device.type == "meta"
     (base / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_shape(lattice)
