@@ -102,6 +102,8 @@ class LatticeAttention(nn.Module):
         super().__init__()
         self.config, self.index = config, index
         self.enabled = True
+        self.cut_gradients = False
+        """Whether what is read counts as given: no gradient flows into the entries of other threads."""
         heads, dim = config.num_heads, config.head_dim
         self.split = [heads * dim, dim, dim, heads if config.gate == "head" else 0]
         self.down_proj = nn.Linear(width, config.low_dim, bias=False)
@@ -130,6 +132,8 @@ class LatticeAttention(nn.Module):
         cos, sin = layout.cos_RTK.to(q.dtype), layout.sin_RTK.to(q.dtype)
         q_RTHK = rotate(q_RTHK, cos[:, :, None], sin[:, :, None])
         k_RTK = rotate(k_RTK, cos, sin)
+        if self.cut_gradients:
+            k_RTK, v_RTK = k_RTK.detach(), v_RTK.detach()
 
         k_LTNK = k_RTK[layout.rows_LN].transpose(1, 2)
         v_LTNK = v_RTK[layout.rows_LN].transpose(1, 2)

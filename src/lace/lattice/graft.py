@@ -146,15 +146,29 @@ def lattice_layers(model: nn.Module) -> list[LatticeAttention]:
 @contextmanager
 def lattice_off(model: nn.Module) -> Iterator[None]:
     """Within the block the model computes exactly what its base model does."""
+    with _switched(model, "enabled", False):
+        yield
+
+
+@contextmanager
+def thread_gradients_cut(model: nn.Module) -> Iterator[None]:
+    """Within the block no gradient flows through the lattice from one thread's tokens into what others have written
+    (nor, if the config says `read_self`, into its own entries): the same outputs, another gradient."""
+    with _switched(model, "cut_gradients", True):
+        yield
+
+
+@contextmanager
+def _switched(model: nn.Module, name: str, value: bool) -> Iterator[None]:
     layers = lattice_layers(model)
-    before = [layer.enabled for layer in layers]
+    before = [getattr(layer, name) for layer in layers]
     for layer in layers:
-        layer.enabled = False
+        setattr(layer, name, value)
     try:
         yield
     finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
+        for layer, old in zip(layers, before, strict=True):
+            setattr(layer, name, old)
 
 
 def lattice_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
