@@ -145,9 +145,7 @@ class LatticeGRPO:
         reference: PreTrainedModel | None = None,
     ) -> None:
         if not lattice_layers(model):
-            raise ValueError(
-                "this model carries no lattice; graft one first"
-            )
+            raise ValueError("this model carries no lattice; graft one first")
         if settings.kl_weight and reference is None:
             raise ValueError("kl_weight needs a reference model")
         self.settings, self.tokenizer, self.questions, self.reference = settings, tokenizer, questions, reference
