@@ -58,7 +58,7 @@ class ThreadColumns:
         title = f"Thread {self.labels[n]}" + (" *" if n == self.chosen else "")
         body = Text(re.sub(r"( no [^,]*,) ", r"\1\n", self.texts[n]).strip())  # a line for each attempt that failed
         body.highlight_words([" yes"], "bold green")
-        body.highlight_regex(r"\bsee \d+", "bold cyan")
+        body.highlight_regex(r"\bsee\b", "bold cyan")
         border = "bold green" if n == self.chosen else style
         return Panel(body, title=title, subtitle=state, width=width, border_style=border)
 
@@ -69,8 +69,10 @@ def thread_state(text: str, end: str | None) -> tuple[str, str]:
         return tags[-1], _STYLES.get(tags[-1], "white")
     if end is not None:
         return {"length": "out of tokens", "lattice": "closed early"}.get(end, "finished"), "dim"
-    if seen := re.findall(r"\bsee (\d+)", text):
-        return f"reads thread {seen[-1]}", "cyan"
+    if seen := re.findall(r"\bsee\b.*\byes (\d+)", text):
+        return f"agrees with thread {seen[-1]}", "cyan"
+    if re.search(r"\bsee\b", text):
+        return "checks a solution", "cyan"
     if re.search(r"\byes\b", text):
         return "has a solution", "green"
     return "searching", "white"

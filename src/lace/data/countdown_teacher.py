@@ -5,9 +5,9 @@ the solution, say whose it is, check it, and close with it. Blind workers do the
 the model could know when it predicts the same token: in `strict` mode the token of step t is predicted by the query
 of step t-1, which reads the others up to step t-2; in `causal` mode up to t-1 (`lace.data.assemble.LAG`).
 
-Each verdict is followed by the names of the idea once more, and a `yes` by the thread's own label. This is what makes
-ideas and threads readable for others: the lattice reads what a layer's attention has fetched, and to predict the name
-or the label at the verdict it has to fetch just that.
+Each verdict is followed by the names of the idea once more, and after a `yes` by the thread's own label. This is what
+makes ideas and threads readable for others: the lattice reads what a layer's attention has fetched, and to predict the
+name at the verdict, or the label at the name, it has to fetch just that.
 """
 
 from __future__ import annotations
@@ -143,15 +143,16 @@ class CountdownTeacher:
             self._begin(worker)
 
     def _follow(self, worker: Worker, solver: Worker) -> None:
-        """Says whose solution it is and checks it."""
+        """Takes over another thread's solution: carries the idea out, and says whose it was."""
         assert solver.solved is not None
-        for n in range(2 + self.width):
-            self._refer(worker, solver, solver.solved, worker.step + n)
         worker.names, worker.following = solver.names, True
-        worker.rest = ["see", str(solver.label)]
+        worker.rest = ["see"]
         for name, steps in zip(worker.names, carry_out(self.puzzle.numbers, worker.names).equations, strict=True):
+            self._refer(worker, solver, solver.solved, worker.step + len(worker.rest))
             worker.rest += [name, *" , ".join(map(str, steps)).split()]
-        worker.rest.append("yes")
+        worker.rest += ["yes", str(solver.label)]
+        for step in (worker.step, worker.step + len(worker.rest) - 1):
+            self._refer(worker, solver, solver.solved, step)
 
     def _wait(self, worker: Worker) -> None:
         """Has no time for another attempt; the last words are spoken when no other thread is trying any more."""
@@ -205,7 +206,7 @@ class CountdownTeacher:
             return
         if attempt.value == self.puzzle.target:
             worker.solved = worker.step + len(worker.rest)
-            worker.rest += ["yes", str(worker.label), *worker.names]
+            worker.rest += ["yes", *worker.names, str(worker.label)]
         else:
             worker.rest += ["no", *worker.names, ","]
             worker.names = ()
