@@ -153,9 +153,7 @@ def test_solution_is_taken_over_only_after_it_can_be_read(coordinated: list[Writ
             if "see" not in thread.tokens:
                 continue
             step = thread.tokens.index("see")
-            source = by_label[
-                thread.tokens[thread.tokens.index("yes", step) + 1]
-            ]
+            source = by_label[thread.tokens[thread.tokens.index("yes", step) + 1]]
             assert source is not thread
             verdict, width = source.tokens.index("yes"), len(puzzle.numbers) - 2
             assert verdict <= step - lag
