@@ -17,14 +17,21 @@ stage() { # folder, stage, threads of torch, arguments: trains one stage, unless
 # Both trainings end with the script, so that running it again finds nobody else writing.
 trap 'for job in $(jobs -p); do pkill -P "$job" || true; done' EXIT
 
-arguments=(--init "$out/isolated1" --steps 3600 --lattices 4 --learning-rate 1e-3 --drills 0.15 --four-numbers 0.15
-    --choice-weight 2 --seed 1)
-stage base base 2 --steps 6500 --stop-after 5000 --lattices 4 --learning-rate 2e-3 --drills 0.5 --seed 0
-stage isolated1 isolated 2 --init "$out/base" --steps 7500 --stop-after 6500 --lattices 4 --learning-rate 1.5e-3 \
-    --drills 0.25 --seed 0
-# The two models that are compared: equal arguments, equal puzzles, a core each.
-stage isolated2 isolated 1 "${arguments[@]}" & isolated=$!
-stage lattice2 lattice 1 "${arguments[@]}" & lattice=$!
+stage base base 2 --steps 10000 --stop-after 3500 --lattices 4 --learning-rate 2e-3 --drills 0.5 --idea-drills 0.1 \
+    --four-numbers 0.15 --choice-weight 3 --seed 0
+
+# The two models that are compared: equal arguments, equal puzzles, a core each. First mostly the choice of ideas alone,
+# in which reading the others is learned within minutes; then everything.
+ideas=(--steps 3000 --stop-after 2000 --lattices 4 --learning-rate 1.5e-3 --drills 0.2 --idea-drills 0.8
+    --four-numbers 0 --choice-weight 1 --seed 1)
+whole=(--steps 10000 --lattices 4 --learning-rate 1.5e-3 --drills 0.3 --idea-drills 0.2 --four-numbers 0.15
+    --choice-weight 3 --seed 2)
+both_stages() { # isolated or lattice
+    stage "$1-ideas" "$1" 1 --init "$out/base" "${ideas[@]}"
+    stage "$1" "$1" 1 --init "$out/$1-ideas" "${whole[@]}"
+}
+both_stages isolated & isolated=$!
+both_stages lattice & lattice=$!
 wait "$isolated"
 wait "$lattice"
-echo "done: $out/isolated2 and $out/lattice2"
+echo "done: $out/isolated and $out/lattice"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from random import Random
-from typing import cast
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lace.data.assemble import AssembledLattice, assemble
 from lace.data.countdown_drills import IdeaDrill, equations
 from lace.data.countdown_teacher import CountdownTeacher
+from lace.data.record import LatticeRecord, ThreadRecord
 from lace.data.vocabulary import TAGS
 from lace.tasks.countdown import Split, generate
 
@@ -33,9 +33,9 @@ class CountdownMixture:
     four_numbers: float = 0.25
     """Share of batches with puzzles of four numbers."""
     drills: float = 0.0
-    """Share of batches with drills: bare equations, in which only results are learned, and isolated searches with many
-    solutions, in which everything but the choice of ideas is learned. A solution is rare in an honest search, so that
-    noticing one takes long to learn from these alone."""
+    """Share of batches with drills: bare equations, in which only results and verdicts are learned, and isolated
+    searches with many solutions, in which everything but the choice of ideas is learned. A solution is rare in an
+    honest search, so that noticing one takes long to learn from these alone."""
     idea_drills: float = 0.0
     """Share of batches with drills in which ideas are only named, by threads that read each other if `coordinated`."""
     group: int = 8
@@ -81,15 +81,16 @@ class CountdownLattices(Dataset[AssembledLattice]):
                 if lucky:
                     learned[step] &= step not in thread.choices and token not in TAGS
                 elif idea_drill:
-                    learned[step] &= step in thread.choices or thread.tokens[step - 1] == "no"
+                    learned[step] &= step in thread.choices or IdeaDrill.learned(thread.tokens, step)
         return replace(lattice, blind=lucky)
 
     def _equations(self, rng: Random, labels: list[int]) -> AssembledLattice:
-        tokens, learned = [], []
-        for _ in labels:
-            words = equations(rng)
-            tokens.append(cast(list[int], self.tokenizer.convert_tokens_to_ids(words)))
-            learned.append([n > 0 and words[n - 1] == "=" for n in range(len(words))])
-        assert self.tokenizer.bos_token_id is not None
-        nothing: list[dict[int, dict[int, float]]] = [{} for _ in labels]
-        return AssembledLattice([self.tokenizer.bos_token_id], labels, tokens, learned, nothing, blind=True)
+        puzzle = generate(rng, self.mixture.split)
+        threads, learned = [], []
+        for label in labels:
+            opening = ["Thread", str(label), ":"]
+            words = [*opening, *equations(rng, puzzle.target)]
+            threads.append(ThreadRecord(label, words, len(opening)))
+            learned.append([n > 0 and (words[n - 1] == "=" or word in ("yes", "no")) for n, word in enumerate(words)])
+        lattice = assemble(LatticeRecord(puzzle.prompt, threads), self.tokenizer, self.mixture.visibility)
+        return replace(lattice, learned=learned, blind=True)
