@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lace.data.assemble import AssembledLattice
+from lace.data.assemble import LAG, AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
 from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
+from lace.data.countdown_drills import EQUATIONS
 from lace.data.vocabulary import TAGS
 from lace.tasks.countdown import TRIPLE_IDEAS, Puzzle, puzzles, read_trace
 
@@ -49,35 +52,48 @@ def test_lattices_of_the_stream(tokenizer: PreTrainedTokenizerFast) -> None:
     assert numbers == {3, 4}
 
 
-def _is_equations(item: AssembledLattice) -> bool:
-    return len(item.prompt_ids) == 1
+def _words(item: AssembledLattice, tokenizer: PreTrainedTokenizerFast) -> list[list[str]]:
+    return [tokenizer.convert_ids_to_tokens(ids) for ids in item.tokens]
+
+
+def _is_equations(item: AssembledLattice, tokenizer: PreTrainedTokenizerFast) -> bool:
+    return _words(item, tokenizer)[0][3].isdigit()
 
 
 def test_neighbours_are_of_one_kind(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Bare equations, three or four numbers: known by the length of the prompt."""
+    """Bare equations, three or four numbers."""
     dataset = CountdownLattices(CountdownMixture(coordinated=False, drills=0.5, group=4), tokenizer, 80)
-    kinds = [len(dataset[n].prompt_ids) for n in range(80)]
+    kinds = [
+        "equations" if _is_equations(item, tokenizer) else str(len(item.prompt_ids))
+        for item in map(dataset.__getitem__, range(80))
+    ]
     assert all(len(set(kinds[n : n + 4])) == 1 for n in range(0, 80, 4))
     assert len(set(kinds)) == 3
 
 
-def test_drills_of_equations_learn_results_only(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_drills_of_equations_learn_results_and_verdicts(tokenizer: PreTrainedTokenizerFast) -> None:
     dataset = CountdownLattices(CountdownMixture(coordinated=False, drills=1.0, group=1), tokenizer, 30)
-    found = [item for item in map(dataset.__getitem__, range(30)) if _is_equations(item)]
+    found = [item for item in map(dataset.__getitem__, range(30)) if _is_equations(item, tokenizer)]
     assert len(found) >= 5
+    right = verdicts = 0
     for item in found:
-        assert item.prompt_ids == [tokenizer.bos_token_id]
-        for ids, learned in zip(item.tokens, item.learned, strict=True):
-            report = read_trace(Puzzle((1, 1, 1), 1), tokenizer.decode(ids))
-            assert (report.steps, report.false_steps) == (12, 0)
-            words = tokenizer.convert_ids_to_tokens(ids)
-            assert learned == [False] + [word == "=" for word in words[:-1]]
+        assert item.blind
+        target = tokenizer.decode(item.prompt_ids[-1:])
+        for words, learned in zip(_words(item, tokenizer), item.learned, strict=True):
+            report = read_trace(Puzzle((1, 1, 1), 1), " ".join(words))
+            assert (report.steps, report.false_steps) == (EQUATIONS, 0)
+            assert learned == [words[n - 1] == "=" or word in ("yes", "no") for n, word in enumerate(words)]
+            for before, word in pairwise(words):
+                if word in ("yes", "no"):
+                    assert (word == "yes") == (before == target)
+                    right, verdicts = right + (word == "yes"), verdicts + 1
+    assert 0.3 < right / verdicts < 0.5
 
 
 def test_drills_of_searches_do_not_learn_choices(tokenizer: PreTrainedTokenizerFast) -> None:
     mixture = CountdownMixture(coordinated=True, drills=1.0, group=1)
     dataset = CountdownLattices(mixture, tokenizer, 30)
-    found = [item for item in map(dataset.__getitem__, range(30)) if not _is_equations(item)]
+    found = [item for item in map(dataset.__getitem__, range(30)) if not _is_equations(item, tokenizer)]
     solved = threads = 0
     for item in found:
         for ids, learned, choices in zip(item.tokens, item.learned, item.choices, strict=True):
@@ -93,28 +109,45 @@ def test_drills_of_searches_do_not_learn_choices(tokenizer: PreTrainedTokenizerF
 
 
 @pytest.mark.parametrize("coordinated", [True, False])
-def test_drills_of_ideas_learn_choices_and_their_echo(tokenizer: PreTrainedTokenizerFast, coordinated: bool) -> None:
+def test_drills_of_ideas_learn_choices_and_what_is_said_again(
+    tokenizer: PreTrainedTokenizerFast, coordinated: bool
+) -> None:
     mixture = CountdownMixture(coordinated=coordinated, idea_drills=1.0, group=1)
-    repeated = 0
-    for item in map(CountdownLattices(mixture, tokenizer, 20).__getitem__, range(20)):
+    repeated = followed = 0
+    for item in map(CountdownLattices(mixture, tokenizer, 30).__getitem__, range(30)):
         assert not item.blind
-        for thread, (ids, learned, choices) in enumerate(zip(item.tokens, item.learned, item.choices, strict=True)):
-            words = tokenizer.convert_ids_to_tokens(ids)
-            again = [step for step in range(1, len(words)) if words[step - 1] == "no"]
+        rows = _words(item, tokenizer)
+        found = [words for words in rows if "yes" in words and "see" not in words]
+        assert len(found) <= 1
+        for thread, (words, learned, choices) in enumerate(zip(rows, item.learned, item.choices, strict=True)):
+            verdicts = [step for step, word in enumerate(words) if word in ("yes", "no")]
+            own = [step for step in verdicts if "see" not in words[:step]]
+            again = [step + 1 for step in verdicts]
+            assert [words[step + 1] for step in own] == [words[step] for step in choices][: len(own)]
+            if words in found:
+                label = words.index("yes") + 2
+                assert words[label] == words[1]
+                again.append(label)
+            if "see" in words:
+                see, (solver,) = words.index("see"), found
+                assert solver.index("yes") <= see - LAG["strict"]
+                assert words[see + 1] == solver[solver.index("yes") + 1]
+                assert words[words.index("yes") + 1] == solver[1]
+                again += [see, see + 1]
+                followed += 1
             assert [step for step, counts in enumerate(learned) if counts] == sorted([*choices, *again])
-            assert [words[step] for step in again] == [words[step] for step in choices]
             for step, options in choices.items():
-                assert options[ids[step]] > 0
-                own = {ids[s] for s in choices if s < step}
                 others = {
                     item.tokens[other][s]
                     for other, theirs in enumerate(item.choices)
                     for s in theirs
-                    if other != thread and s <= step - 2
+                    if other != thread and s <= step - LAG["strict"]
                 }
-                assert not own & set(options)
+                assert options[item.tokens[thread][step]] > 0
+                assert not {item.tokens[thread][s] for s in choices if s < step} & set(options)
                 repeated += bool(others & set(options))
     assert (repeated == 0) == coordinated
+    assert (followed > 30) == coordinated
 
 
 def test_prompts_survive_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
