@@ -32,10 +32,11 @@ class CountdownMixture:
     """Labels (and thread ids) are drawn without replacement from 1..max_label."""
     four_numbers: float = 0.25
     """Share of batches with puzzles of four numbers."""
-    drills: float = 0.0
-    """Share of batches with drills: bare equations, in which only results and verdicts are learned, and isolated
-    searches with many solutions, in which everything but the choice of ideas is learned. A solution is rare in an
-    honest search, so that noticing one takes long to learn from these alone."""
+    equations: float = 0.0
+    """Share of batches with bare equations, in which only results and verdicts are learned."""
+    lucky: float = 0.0
+    """Share of batches with isolated searches that find many solutions, in which everything but the choice of ideas is
+    learned. A solution is rare in an honest search, so that closing with one takes long to learn from these alone."""
     idea_drills: float = 0.0
     """Share of batches with drills in which ideas are only named, by threads that read each other if `coordinated`."""
     group: int = 8
@@ -62,10 +63,10 @@ class CountdownLattices(Dataset[AssembledLattice]):
         kind, four = of_group.random(), of_group.random() < mix.four_numbers
         rng = Random(f"{mix.seed}/item/{index}")
         labels = rng.sample(range(1, mix.max_label + 1), threads)
-        if kind < mix.drills / 2:
+        if kind < mix.equations:
             return self._equations(rng, labels)
-        idea_drill = mix.drills <= kind < mix.drills + mix.idea_drills
-        lucky = kind < mix.drills
+        lucky = kind < mix.equations + mix.lucky
+        idea_drill = not lucky and kind < mix.equations + mix.lucky + mix.idea_drills
         teacher = (IdeaDrill if idea_drill else CountdownTeacher)(
             generate(rng, mix.split, 4 if four and not idea_drill else 3),
             labels,

@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stop-after", type=int, help="end earlier than the learning-rate schedule does")
     parser.add_argument("--lattices", type=int, default=8, help="lattices per step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--drills", type=float, default=0.0, help="share of batches with drills")
+    parser.add_argument("--equations", type=float, default=0.0, help="share of batches with bare equations")
+    parser.add_argument("--lucky", type=float, default=0.0, help="share of batches with searches of many solutions")
     parser.add_argument("--idea-drills", type=float, default=0.0, help="share of batches that only name ideas")
     parser.add_argument(
         "--visibility", choices=("strict", "causal"), default=LATTICE.visibility, help="of a new lattice"
@@ -102,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
         coordinated=options.stage == "lattice",
         visibility=config.visibility,
         max_label=config.max_thread_id,
-        drills=options.drills,
+        equations=options.equations,
+        lucky=options.lucky,
         idea_drills=options.idea_drills,
         four_numbers=options.four_numbers,
         group=options.lattices,
