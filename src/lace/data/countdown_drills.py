@@ -87,7 +87,7 @@ class IdeaDrill(CountdownTeacher):
         elif solver is not None:
             assert solver.solved is not None
             worker.following = True
-            worker.rest = ["see", *solver.names, *noise, "yes", str(solver.label)]
+            worker.rest = [*solver.names, "see", *noise, "yes", str(solver.label)]
             for step in (0, 1, len(worker.rest) - 1):
                 self._refer(worker, solver, solver.solved, worker.step + step)
         elif worker.names:
@@ -99,6 +99,7 @@ class IdeaDrill(CountdownTeacher):
 
     @staticmethod
     def learned(words: list[str], step: int) -> bool:
-        """Whether a token other than a choice is worth learning: what is said again, and `see` with what it names."""
+        """Whether a token other than a choice is worth learning: what is said again, and what is taken over."""
         before, earlier = words[step - 1], words[step - 2]
-        return words[step] == "see" or before in ("see", "yes", "no") or (earlier == "yes" and words[step].isdigit())
+        taken = "see" in words[step : step + 2]
+        return taken or before in ("yes", "no") or (earlier == "yes" and words[step].isdigit())

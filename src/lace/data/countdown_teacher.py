@@ -146,12 +146,13 @@ class CountdownTeacher:
         """Takes over another thread's solution: carries the idea out, and says whose it was."""
         assert solver.solved is not None
         worker.names, worker.following = solver.names, True
-        worker.rest = ["see"]
+        worker.rest = []
         for name, steps in zip(worker.names, carry_out(self.puzzle.numbers, worker.names).equations, strict=True):
             self._refer(worker, solver, solver.solved, worker.step + len(worker.rest))
             worker.rest += [name, *" , ".join(map(str, steps)).split()]
         worker.rest += ["yes", str(solver.label)]
-        for step in (worker.step, worker.step + len(worker.rest) - 1):
+        worker.rest.insert(1, "see")  # after the name: what made the thread look up is what it names
+        for step in (worker.step + 1, worker.step + len(worker.rest) - 1):
             self._refer(worker, solver, solver.solved, step)
 
     def _wait(self, worker: Worker) -> None:

@@ -330,8 +330,10 @@ def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
     following = False
     hand: Counter[int] = Counter(puzzle.numbers)
     for token in _TRACE.finditer(body):
-        if token["see"]:
-            names, following = [], True
+        if token["see"]:  # the name before it was another thread's
+            following = True
+            if len(names) == width and tried:
+                tried.pop()
         elif token["verdict"]:  # followed by the attempt's names once more
             if names and len(names) < width and not following:
                 tried.append(tuple(names))
@@ -341,8 +343,8 @@ def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
                 del said_again[0]
                 continue
             said_again = []
-            if not names or len(names) == width:  # the first name of an attempt takes all numbers in hand again
-                names, hand = [], Counter(puzzle.numbers)
+            if not names or len(names) == width or name in PAIR_IDEAS:
+                names, hand = [], Counter(puzzle.numbers)  # the first name of an attempt takes all numbers again
             names.append(name)
             if len(names) == width and not following:
                 tried.append(tuple(names))
