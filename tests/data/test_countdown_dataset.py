@@ -127,11 +127,11 @@ def test_drills_of_ideas_learn_choices_and_what_is_said_again(
                 assert words[label] == words[1]
                 again.append(label)
             if "see" in words:
-                see, (solver,) = words.index("see"), found
-                assert solver.index("yes") <= see - LAG["strict"]
-                assert words[see + 1] == solver[solver.index("yes") + 1]
+                name, (solver,) = words.index("see") - 1, found
+                assert solver.index("yes") <= name - LAG["strict"]
+                assert words[name] == solver[solver.index("yes") + 1]
                 assert words[words.index("yes") + 1] == solver[1]
-                again += [see, see + 1]
+                again += [name, name + 1]
                 followed += 1
             assert [step for step, counts in enumerate(learned) if counts] == sorted([*choices, *again])
             for step, options in choices.items():

@@ -152,8 +152,9 @@ def test_solution_is_taken_over_only_after_it_can_be_read(coordinated: list[Writ
         for thread in record.threads:
             if "see" not in thread.tokens:
                 continue
-            step = thread.tokens.index("see")
-            source = by_label[thread.tokens[thread.tokens.index("yes", step) + 1]]
+            see = thread.tokens.index("see")
+            step = see - 1  # of the name that was taken over
+            source = by_label[thread.tokens[thread.tokens.index("yes", see) + 1]]
             assert source is not thread
             verdict, width = source.tokens.index("yes"), len(puzzle.numbers) - 2
             assert verdict <= step - lag
