@@ -13,6 +13,8 @@ EQUATIONS = 10
 RIGHT = 0.4
 """Share of them that reach the target. To compare two numbers is learned within minutes when it is asked this often,
 and not in an hour from searches, where few values are right."""
+NEAR = 0.3
+"""Share of them that miss it by 1 to 3, the misses that are taken for the target longest."""
 DEAD_ENDS = 0.2
 """Share of the others without a value, among those drawn, that are kept."""
 IDEAS = 28
@@ -25,9 +27,11 @@ def equations(rng: Random, target: int) -> list[str]:
     """A row of true equations as words, each with its verdict on the target."""
     words: list[str] = []
     while words.count("=") < EQUATIONS:
-        hit = rng.random() < RIGHT
-        equation = _equation_of(rng, target) if hit else _equation(rng)
-        if hit or equation.value is not None or rng.random() < DEAD_ENDS:
+        kind = rng.random()
+        miss = 0 if kind < RIGHT else rng.choice((-3, -2, -1, 1, 2, 3))
+        aimed = kind < RIGHT + NEAR and 1 <= target + miss <= MAX_VALUE
+        equation = _equation_of(rng, target + miss) if aimed else _equation(rng)
+        if equation.value is not None or rng.random() < DEAD_ENDS:
             words += [*str(equation).split(), "yes" if equation.value == target else "no", ","]
     return words
 
