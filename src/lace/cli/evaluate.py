@@ -37,7 +37,7 @@ def countdown(
     numbers: Annotated[int, typer.Option(help="Numbers in a puzzle: 3 or 4.")] = 3,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Budget of sampled tokens per thread, the same for all. Default: 64, or 132 for 4."),
+        typer.Option(help="Budget of sampled tokens per thread, the same for all. Default: 100, or 150 for 4."),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of all sampling.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Of all sampling: keep the likeliest tokens of this mass.")] = TOP_P,
