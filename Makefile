@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/lace solve "Use 3, 7, 12 and 5 to make 58" --threads 8
+	@$(BIN)/lace solve "Use 9, 14 and 6 to make 30" --threads 8
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q
