@@ -23,7 +23,7 @@ from lace.data.record import LatticeRecord, Reference, ThreadRecord
 from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS, Puzzle, attempts, carry_out
 
 LAST_START = {3: 57, 4: 90}
-"""Last step at which a thread begins another attempt, by the count of numbers; about six attempts."""
+"""Last step at which a thread begins another attempt, by the count of numbers; about four attempts."""
 DEAD_END = 0.25
 """Weight of an idea that cannot be carried out, against 1: workers see most dead ends beforehand, not all of them."""
 CLOSENESS = 0.3
