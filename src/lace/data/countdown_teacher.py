@@ -183,16 +183,14 @@ class CountdownTeacher:
         steps that were seen least."""
         self.lucky_names = self.rng.choice(self.right) if self.rng.random() < self.luck else ()
         names = TRIPLE_IDEAS if self.width == 1 else PAIR_IDEAS
-        weights = {name: DEAD_END if self._fails((name,)) else 1.0 for name in names}
+        fails = {name: carry_out(self.puzzle.numbers, (name,)).value is None for name in names}
+        weights = {name: DEAD_END if fails[name] else 1.0 for name in names}
         known = self._known(worker, ())
         least = min(known[name] for name in weights)
         free = [name for name in weights if known[name] == least]
         if self.width == 1 and least:
             free = [name for name in weights if (name,) not in worker.tried]
         self._name(worker, {name: weights[name] for name in free})
-
-    def _fails(self, names: Names) -> bool:
-        return carry_out(self.puzzle.numbers, names).equations[-1][-1].value is None
 
     def _carry_on(self, worker: Worker) -> None:
         """Goes on with an attempt: names the rest of it, or writes the equations behind a name and the verdict."""
@@ -203,7 +201,7 @@ class CountdownTeacher:
             return
         attempt = carry_out(self.puzzle.numbers, worker.names)
         worker.rest = " , ".join(map(str, attempt.equations[-1])).split()
-        if len(worker.names) < self.width and not self._fails(worker.names):
+        if len(worker.names) < self.width and attempt.value is not None:
             return
         if attempt.value == self.puzzle.target:
             worker.solved = worker.step + len(worker.rest)

@@ -63,6 +63,12 @@ class _Lattice:
         return self.params.max_tokens + max(len(thread.opening) for thread in self.threads)
 
 
+def opening_ids(tokenizer: PreTrainedTokenizerBase, opening: str, label: int) -> list[int]:
+    """The given tokens that a thread begins with; `opening` as in `LatticeConfig`, empty for none."""
+    text = opening.format(label=label)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
 class Engine:
     """Generates with a model, grafted or plain.
 
@@ -158,8 +164,7 @@ class Engine:
         opening = self.config.opening if self.config else ""
         threads = []
         for label in labels:
-            text = opening.format(label=label)
-            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+            ids = opening_ids(self.tokenizer, opening, label)
             threads.append(_Thread(label, ids, Detokenizer(self.tokenizer, params.stop, lazy=lazy)))
         lattice = _Lattice(index, prompt, prompt_ids, params, threads, torch.empty(0))
         if (total := len(prompt_ids) + lattice.max_steps) > self.max_positions:

@@ -13,7 +13,6 @@ share the questions of a step; the loss is averaged over the tokens of all of th
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -28,10 +27,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
-from lace.engine.engine import Engine
+from lace.engine.engine import Engine, opening_ids
 from lace.engine.result import LatticeResult
 from lace.engine.sampling import SamplingParams
 from lace.lattice.graft import lattice_layers, thread_gradients_cut
+from lace.train import run_log
 from lace.train.policy_loss import group_advantages, policy_loss, thread_advantages, token_logprobs
 from lace.train.rewards import LatticeReward, RewardWeights, lattice_reward
 
@@ -111,8 +111,7 @@ def as_lattice(result: LatticeResult, tokenizer: PreTrainedTokenizerBase, openin
     prompt_ids = cast(list[int], tokenizer(result.prompt)["input_ids"])
     tokens, learned = [], []
     for thread in result.threads:
-        text = opening.format(label=thread.label)
-        given = cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        given = opening_ids(tokenizer, opening, thread.label)
         tokens.append([*given, *thread.token_ids])
         learned.append([False] * len(given) + [True] * len(thread.token_ids))
     nothing: list[dict[int, dict[int, float]]] = [{} for _ in tokens]
@@ -290,8 +289,7 @@ class LatticeGRPO:
             "learn_s": round(learn_s, 3),
         }
         if self.accelerator.is_main_process:
-            with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            run_log.append(self.output / "log.jsonl", line)
 
     def _save(self) -> None:
         """Writes a checkpoint beside its place and moves it there, so that a kill leaves none that is half written."""
@@ -314,8 +312,5 @@ class LatticeGRPO:
             return
         self.accelerator.load_state(str(found[-1]))
         self.step = int(found[-1].name.rpartition("-")[2])
-        log = self.output / "log.jsonl"
-        if self.accelerator.is_main_process and log.exists():
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            log.write_text("".join(kept), encoding="utf-8")
+        if self.accelerator.is_main_process:
+            run_log.forget_after(self.output / "log.jsonl", self.step)
