@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import reasoning_gym
 
-from lace.tasks.countdown import MAX_VALUE, Puzzle, attempts, combine, generate, puzzles, read_trace, solutions
+from lace.tasks.countdown import MAX_VALUE, Puzzle, attempts, combine, generate, parse, puzzles, read_trace, solutions
 
 PUZZLE = Puzzle((3, 7, 12), 33)
 
@@ -58,7 +58,7 @@ def test_score_agrees_with_reasoning_gym(gym, answer: str | None) -> None:
 def test_generated_questions_are_read_and_their_answers_accepted(gym) -> None:
     wordings = set()
     for entry in gym:
-        puzzle = Puzzle.from_text(entry["question"])
+        puzzle = parse(entry["question"])
         assert puzzle == Puzzle.from_entry(entry)
         assert puzzle.check(entry["answer"])
         assert not Puzzle(puzzle.numbers, puzzle.target + 1).check(entry["answer"])
@@ -83,8 +83,8 @@ def test_own_solutions_are_right_for_reasoning_gym(gym) -> None:
     ],
 )
 def test_wordings(text: str) -> None:
-    assert Puzzle.from_text(text) == PUZZLE
-    assert Puzzle.from_text(PUZZLE.prompt) == PUZZLE
+    assert parse(text) == PUZZLE
+    assert parse(PUZZLE.prompt) == PUZZLE
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_wordings(text: str) -> None:
 )
 def test_other_text_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match="not a Countdown question") as error:
-        Puzzle.from_text(text)
+        parse(text)
     assert "\n" not in str(error.value)
 
 
@@ -127,7 +127,7 @@ def test_hostile_traces_and_questions_are_read_at_once() -> None:
     assert (report.steps, report.false_steps) == (501, 1)
     for text in ("Use " + "1 , " * 5000 + "x", "use " + "1 " * 5000, "use 1" + " " * 5000 + "x to make 2"):
         with pytest.raises(ValueError, match="not a Countdown question"):
-            Puzzle.from_text(text)
+            parse(text)
     assert time.perf_counter() - start < 5
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from lace.cli.main import main
-from lace.tasks.countdown import Puzzle
+from lace.tasks.countdown import parse
 from tiny import tiny_model
 
 QUESTION = "Use 3, 7, 12 and 5 to make 58"
@@ -52,7 +52,7 @@ def test_solve_prints_one_json_object(lace: Callable[..., Run]) -> None:
     assert len(told["threads"]) == 4
     assert {"index", "text", "answer", "tag", "finish_reason", "tokens"} <= set(told["threads"][0])
     assert told["answer"] == told["threads"][told["chosen_thread"]]["answer"]
-    assert told["correct"] == Puzzle.from_text(QUESTION).check(told["answer"])
+    assert told["correct"] == parse(QUESTION).check(told["answer"])
     assert told["usage"]["completion_tokens"] == sum(thread["tokens"] for thread in told["threads"])
 
 

@@ -13,7 +13,7 @@ from lace.data.collate import IGNORED, LatticeCollator
 from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
 from lace.data.countdown_drills import EQUATIONS
 from lace.data.vocabulary import TAGS
-from lace.tasks.countdown import TRIPLE_IDEAS, Puzzle, puzzles, read_trace
+from lace.tasks.countdown import TRIPLE_IDEAS, Puzzle, parse, puzzles, read_trace
 
 
 @pytest.mark.parametrize("visibility", ["strict", "causal"])
@@ -44,7 +44,7 @@ def test_lattices_of_the_stream(tokenizer: PreTrainedTokenizerFast) -> None:
     sizes, numbers = set(), set()
     for index in range(60):
         item = dataset[index]
-        puzzle = Puzzle.from_text(tokenizer.decode(item.prompt_ids[1:]))
+        puzzle = parse(tokenizer.decode(item.prompt_ids[1:]))
         assert puzzle.split == "train"
         assert all(1 <= label <= 32 for label in item.thread_ids)
         assert all(len(ids) == len(learned) for ids, learned in zip(item.tokens, item.learned, strict=True))
@@ -153,7 +153,7 @@ def test_prompts_survive_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> No
         ids = tokenizer(puzzle.prompt)["input_ids"]
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.unk_token_id not in ids
-        assert Puzzle.from_text(tokenizer.decode(ids, skip_special_tokens=True)) == puzzle
+        assert parse(tokenizer.decode(ids, skip_special_tokens=True)) == puzzle
 
 
 def test_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -71,12 +71,12 @@ def _read_puzzle(prompt: str, *, required: bool) -> Puzzle | None:
     Raises:
         ValueError: if it is `required`, and none, or beyond what the shipped models know.
     """
-    from lace.tasks.countdown import MAX_NUMBER, MAX_VALUE, Puzzle
+    from lace.tasks.countdown import MAX_NUMBER, MAX_VALUE, parse
 
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     try:
-        puzzle = Puzzle.from_text(prompt)
+        puzzle = parse(prompt)
     except ValueError as error:
         if required:
             raise ValueError(f"the shipped model only plays Countdown, and this is {error}") from None

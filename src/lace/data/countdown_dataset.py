@@ -13,7 +13,8 @@ from lace.data.countdown_drills import IdeaDrill, equations
 from lace.data.countdown_teacher import CountdownTeacher
 from lace.data.record import LatticeRecord, ThreadRecord
 from lace.data.vocabulary import TAGS
-from lace.tasks.countdown import Split, generate
+from lace.tasks.countdown import generate
+from lace.tasks.task import Split
 
 DRILL_LUCK = 0.3
 """In searches that are drills, how often a worker picks a right attempt on purpose."""

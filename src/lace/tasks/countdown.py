@@ -21,7 +21,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
-from typing import Any, Literal
+from typing import Any
+
+from lace.tasks.task import Split, TraceReport, different
 
 MAX_NUMBER = 20
 """Largest number that `generate` puts into a puzzle."""
@@ -29,7 +31,6 @@ MAX_VALUE = 100
 """Largest value of a step in a trace."""
 MIN_TARGET, MAX_TARGET = 10, 100
 
-Split = Literal["train", "validation", "test"]
 OPERATORS = "+-*/"
 
 
@@ -61,22 +62,6 @@ class Puzzle:
         """The canonical question, e.g. `Use 3, 7 and 12 to make 33`."""
         listed = ", ".join(map(str, self.numbers[:-1]))
         return f"Use {listed} and {self.numbers[-1]} to make {self.target}"
-
-    @classmethod
-    def from_text(cls, text: str) -> Puzzle:
-        """Reads a question in our wording or in any of reasoning-gym's.
-
-        Raises:
-            ValueError: if the text is not a Countdown question.
-        """
-        first = text.strip().split("\n")[0]
-        for pattern in _QUESTIONS:
-            if match := pattern.fullmatch(first.strip().rstrip(".?!")):
-                numbers = tuple(int(n) for n in re.findall(r"\d+", match["numbers"]))
-                if len(numbers) < 2:
-                    break
-                return cls(numbers, int(match["target"]))
-        raise ValueError(f"not a Countdown question: {first[:80]!r}; write for example 'Use 3, 7, 12 and 5 to make 58'")
 
     @classmethod
     def from_entry(cls, entry: dict[str, Any]) -> Puzzle:
@@ -124,6 +109,23 @@ _QUESTIONS = [
         rf"calculate (?P<target>\d+) using all of these numbers: {_LIST}",
     )
 ]
+
+
+def parse(text: str) -> Puzzle:
+    """Reads a question in our wording or in any of reasoning-gym's.
+
+    Raises:
+        ValueError: if the text is not a Countdown question.
+    """
+    first = text.strip().split("\n")[0]
+    for pattern in _QUESTIONS:
+        if match := pattern.fullmatch(first.strip().rstrip(".?!")):
+            numbers = tuple(int(n) for n in re.findall(r"\d+", match["numbers"]))
+            if len(numbers) < 2:
+                break
+            return Puzzle(numbers, int(match["target"]))
+    raise ValueError(f"not a Countdown question: {first[:80]!r}; write for example 'Use 3, 7, 12 and 5 to make 58'")
+
 
 _ARITHMETIC = re.compile(r"[\d\s()+*/-]+", re.ASCII)
 """Leaves no room for other spellings of numbers that Python reads (`0xC`, `1_2`), names or comments."""
@@ -281,19 +283,13 @@ def puzzles(n: int, seed: int, split: Split = "test", numbers: int = 3) -> list[
     Raises:
         ValueError: if the split does not hold that many.
     """
-    rng, misses = Random(f"{seed}/{split}/{numbers}"), 0
-    seen: set[tuple[tuple[int, ...], int]] = set()
-    found: list[Puzzle] = []
-    while len(found) < n:
+    rng = Random(f"{seed}/{split}/{numbers}")
+
+    def draw() -> tuple[tuple[tuple[int, ...], int], Puzzle]:
         puzzle = generate(rng, split, numbers)
-        key = (tuple(sorted(puzzle.numbers)), puzzle.target)
-        misses = misses + 1 if key in seen else 0
-        if misses > 2000:
-            raise ValueError(f"the {split} split has only about {len(found)} puzzles of {numbers} numbers, not {n}")
-        if key not in seen:
-            seen.add(key)
-            found.append(puzzle)
-    return found
+        return (tuple(sorted(puzzle.numbers)), puzzle.target), puzzle
+
+    return different(draw, n, f"the {split} split of {numbers} numbers")
 
 
 # --- traces -----------------------------------------------------------------------------------------------------
@@ -302,21 +298,6 @@ _TRACE = re.compile(
     r"(?P<name>[a-d][-+*/][a-d]|\([xyz][-+*/][xyz]\)[-+*/][xyz])|(?P<verdict>\b(?:yes|no)\b)|(?P<see>\bsee\b)"
     r"|(?P<x>\d+) (?P<operator>[-+*/]) (?P<y>\d+) = (?P<value>\d+|none)"
 )
-
-
-@dataclass(frozen=True)
-class TraceReport:
-    """What an exact reading of one thread's text found."""
-
-    steps: int
-    """Equations written."""
-    false_steps: int
-    """Equations whose arithmetic is wrong; `none` is right where there is no integer from 1 to `MAX_VALUE`."""
-    illegal_steps: int
-    """Equations with a right value but an operand that is not at hand (never given, or used before)."""
-    attempts: tuple[tuple[str, ...], ...]
-    """The names of the ideas tried, in order: of those given up before their last name, and of those that have all
-    their names, even if broken off later. Checking what another thread has found is no attempt."""
 
 
 def read_trace(puzzle: Puzzle, text: str) -> TraceReport:

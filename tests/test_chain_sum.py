@@ -1,0 +1,92 @@
+"""Chained sums against reasoning-gym itself, and the exact reading of traces."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import reasoning_gym
+
+from lace.tasks.chain_sum import MAX_VALUE, Puzzle, generate, parse, puzzles, read_trace
+from lace.tasks.task import get_task
+
+PUZZLE = Puzzle(412, (35, -68, -20, 11))
+
+
+@pytest.fixture(scope="module")
+def gym():
+    return reasoning_gym.create_dataset("chain_sum", size=30, seed=3, min_terms=3, max_terms=9, min_digits=2)
+
+
+@pytest.mark.parametrize(
+    "answer", ["370", "371", " 370 ", "-370", "3 70", "none", "", None, "9" * 5000, "370 [[best]]"]
+)
+def test_score_agrees_with_reasoning_gym(gym, answer: str | None) -> None:
+    assert PUZZLE.check(answer) == (gym.score_answer(answer, PUZZLE.to_entry()) == 1.0)
+
+
+def test_questions_of_reasoning_gym_are_read(gym) -> None:
+    for entry in gym:
+        puzzle = parse(entry["question"])
+        assert puzzle.expression == entry["metadata"]["expression"]
+        assert puzzle.check(entry["answer"])
+
+
+def test_prompts_are_read_back() -> None:
+    assert PUZZLE.prompt == "Compute 412 + 35 - 68 - 20 + 11"
+    assert parse(PUZZLE.prompt) == PUZZLE
+
+
+@pytest.mark.parametrize("text", ["", "Compute 4", "Compute 4 * 3", "Use 3, 4 and 5 to make 12", "Compute 4 + x"])
+def test_other_questions_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a chained sum"):
+        parse(text)
+
+
+def test_values_stay_in_range_in_either_order() -> None:
+    rng = Random(0)
+    for _ in range(200):
+        puzzle = generate(rng, "train")
+        assert puzzle.split == "train"
+        value = puzzle.start
+        for one, two in puzzle.blocks:
+            assert all(1 <= v <= MAX_VALUE for v in (value + one, value + two, value + one + two))
+            value += one + two
+        assert value == puzzle.answer
+
+
+def test_splits_are_disjoint_and_draws_repeat() -> None:
+    parts = {split: {p.expression for p in puzzles(300, 5, split)} for split in ("train", "validation", "test")}
+    assert all(len(part) == 300 for part in parts.values())
+    assert not parts["train"] & parts["test"]
+    assert not parts["train"] & parts["validation"]
+    assert puzzles(20, 5, "test") == puzzles(20, 5, "test") != puzzles(20, 6, "test")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "412 + 35 = 447 , 447 - 68 = 379 , ok 379 , 379 - 20 = 359 , 359 + 11 = 370 , ok 370 , answer: 370",
+            (4, 0, 0),
+        ),
+        ("412 - 68 = 344 , 344 + 35 = 379 , ok 379 , 379 + 11 = 390 , 390 - 20 = 370 , keep 370", (4, 0, 0)),
+        ("412 + 35 = 448 , 448 - 68 = 380 , fix 379 , 379 - 20 = 359 , 359 + 11 = 370 , ok 370", (4, 1, 0)),
+        ("412 + 35 = 447 , 447 - 20 = 427 , ok 427", (2, 0, 1)),
+        ("412 + 35 = 447 , 447 + 35 = 482 , ok 482", (2, 0, 1)),
+        ("412 + 35 = 447 , 446 - 68 = 378 , ok 378", (2, 0, 1)),
+        ("1 + " + "9" * 6000 + " = 3", (1, 1, 0)),
+        ("", (0, 0, 0)),
+    ],
+)
+def test_trace_reading_finds_false_and_illegal_steps(text: str, expected: tuple[int, int, int]) -> None:
+    report = read_trace(PUZZLE, text)
+    assert (report.steps, report.false_steps, report.illegal_steps) == expected
+    assert report.attempts == ()
+
+
+def test_tasks_are_found_by_name() -> None:
+    assert get_task("chain-sum").parse(PUZZLE.prompt) == PUZZLE
+    assert get_task("countdown").puzzles(3, 1, "test")[0].prompt.startswith("Use ")
+    with pytest.raises(ValueError, match="unknown task 'sudoku'; known are countdown, chain-sum"):
+        get_task("sudoku")
