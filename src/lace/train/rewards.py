@@ -5,13 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
+from lace.engine.diversity import token_diversity
 from lace.engine.result import LatticeResult
 from lace.engine.selection import Tag
-
-NGRAM = 3
-"""Length of the token runs that `token_diversity` compares."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +44,16 @@ def well_formed(tags: Sequence[Tag | None]) -> bool:
     return None not in tags and list(tags).count("best") == 1
 
 
-def token_diversity(threads: Sequence[Sequence[int]], length: int = NGRAM) -> float:
-    """Mean over all pairs of threads of the Jaccard distance of their sets of token n-grams; 0 for a single thread."""
-    runs = [{tuple(ids[n : n + length]) for n in range(max(1, len(ids) - length + 1))} for ids in threads]
-    distances = [1 - len(a & b) / len(a | b) for a, b in combinations(runs, 2)]
-    return sum(distances) / len(distances) if distances else 0.0
+def diversity_of_tokens(result: LatticeResult) -> float:
+    """`token_diversity` of what the threads have sampled."""
+    return token_diversity([thread.token_ids for thread in result.threads])
 
 
 def lattice_reward(
     result: LatticeResult,
     check: Callable[[str | None], bool],
     weights: RewardWeights | None = None,
-    diversity: Callable[[Sequence[Sequence[int]]], float] = token_diversity,
+    diversity: Callable[[LatticeResult], float] = diversity_of_tokens,
 ) -> LatticeReward:
     """Rewards one lattice.
 
@@ -66,7 +61,8 @@ def lattice_reward(
         result: one rollout.
         check: whether an answer is right.
         weights: what counts how much.
-        diversity: of the threads' token ids, in 0..1. It is paid only to a right answer, and up to the cap.
+        diversity: of the threads, in 0..1; for text see `lace.train.embedding_diversity`. It is paid only to a right
+            answer, and up to the cap.
 
     Returns:
         The reward, with `total = w_correct correct + w_form form + correct w_diversity min(diversity, cap)`.
@@ -76,7 +72,7 @@ def lattice_reward(
     form = float(well_formed([thread.tag for thread in result.threads]))
     # A fallback vote is how we answer in the end, but it is not what the model has learned to say.
     correct = right[result.chosen] if result.chosen_by == "best_tag" else 0.0
-    spread = diversity([thread.token_ids for thread in result.threads])
+    spread = diversity(result)
     paid = correct * min(spread, weights.diversity_cap)
     total = weights.correct * correct + weights.form * form + weights.diversity * paid
     return LatticeReward(total, correct, form, spread, right)
