@@ -1,100 +1,157 @@
-"""`lace eval`: accuracy with intervals, strategies side by side."""
+"""`lace eval`: accuracy with intervals, models and strategies side by side."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TOP_P
+from lace.cli.defaults import MAX_TOKENS, SHIPPED_INDEPENDENT, SHIPPED_LACE, TOP_P
 
-app = typer.Typer(help="Measure a model on unseen puzzles, with 95 % intervals.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from lace.engine.sampling import SamplingParams
+    from lace.eval.run import Entry
+
+BUDGETS = {"countdown": MAX_TOKENS[3], "chain-sum": 100}
+"""Sampled tokens a thread needs at most, by task."""
+DEFAULT_ENTRIES = (f"lace={SHIPPED_LACE}", f"independent={SHIPPED_INDEPENDENT}@independent")
 
 
-@app.callback()
-def _group() -> None:
-    """A callback keeps `eval` a group, though it has one task so far."""
+# `lace eval TASK`: a group without verbs of its own, whose options may stand behind the argument.
+app = typer.Typer(context_settings={"allow_interspersed_args": True})
 
 
-@app.command("countdown")
-def countdown(
-    model: Annotated[str, typer.Option(help="Shipped name, hub id or directory.")] = SHIPPED_LACE,
-    independent_model: Annotated[
-        str | None,
+@app.callback(invoke_without_command=True, no_args_is_help=True)
+def evaluate(
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(BUDGETS)}.")],
+    entry: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Model of the strategy independent. Default: the shipped model's twin that was trained on isolated "
-            "traces; for any other model the same one with its lattice off."
+            metavar="LABEL=MODEL[@STRATEGY][,temperature=T][,top_p=P]",
+            help="What to compare; repeat it. MODEL is a shipped name, hub id or directory; STRATEGY is lace (the "
+            "default), independent or swapped. LABEL/1=…, LABEL/2=… are training seeds of one group. Default: the "
+            "shipped model, and its twin that was trained on isolated traces.",
         ),
     ] = None,
-    strategies: Annotated[str, typer.Option(help="Comma-separated: lace, independent.")] = "lace,independent",
     threads: Annotated[str, typer.Option(help="Comma-separated numbers of threads.")] = "4,8",
-    n: Annotated[int, typer.Option(help="Different puzzles of the test split.")] = 500,
+    n: Annotated[int, typer.Option(help="Different puzzles.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the choice of puzzles and of all draws.")] = 7,
-    numbers: Annotated[int, typer.Option(help="Numbers in a puzzle: 3 or 4.")] = 3,
+    split: Annotated[
+        Literal["test", "validation"], typer.Option(help="Part of the puzzles; validation to choose settings.")
+    ] = "test",
     max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Budget of sampled tokens per thread, the same for all. Default: 100, or 150 for 4."),
+        str | None,
+        typer.Option(help="Comma-separated budgets of sampled tokens per thread. Default: what the task needs."),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of all sampling.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Of all sampling: keep the likeliest tokens of this mass.")] = TOP_P,
+    temperature: Annotated[float, typer.Option(help="Of entries that say none.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of entries that say none: keep the likeliest tokens.")] = TOP_P,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Group that the others are compared with. Default: the first independent one."),
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write the report there; an interrupted run goes on from FILE.partial."),
     ] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the report's tables there.")] = None,
 ) -> None:
-    """Countdown: accuracy, mean@N, vote@N, pass@N and tag validity, and paired differences between strategies."""
+    """Measure models on unseen puzzles: accuracy and how it comes about, with 95 % intervals, paired by puzzle."""
     from rich.progress import Progress
 
-    from lace.cli.models import independent_model as default_independent
     from lace.cli.models import load_engine
-    from lace.engine.result import STRATEGIES
     from lace.engine.sampling import SamplingParams
-    from lace.eval.countdown import Cell, evaluate, summarise
+    from lace.eval.report import check_entries, make_report
+    from lace.eval.run import Cell, weights_digest
+    from lace.eval.run import evaluate as run
+    from lace.eval.table import markdown
+    from lace.tasks.task import get_task
 
-    counts = [_positive(text, "--threads") for text in threads.split(",")]
-    chosen = [text.strip() for text in strategies.split(",")]
-    if unknown := [text for text in chosen if text not in STRATEGIES]:
-        raise ValueError(f"unknown strategy {unknown[0]!r} in --strategies; known are {', '.join(STRATEGIES)}")
-    if numbers not in MAX_TOKENS:
-        raise ValueError(f"--numbers must be 3 or 4, not {numbers}")
+    get_task(task)
+    counts = _positive(threads, "--threads")
+    budgets = [BUDGETS[task]] if max_tokens is None else _positive(max_tokens, "--max-tokens")
     if n < 1:
         raise ValueError(f"--n must be at least 1, not {n}")
-    budget = MAX_TOKENS[numbers] if max_tokens is None else max_tokens
-    sampling = SamplingParams(max_tokens=budget, temperature=temperature, top_p=top_p)
-    names = {"lace": model, "independent": independent_model or default_independent(model)}
-    cells = [Cell(names[s], s, count) for count in counts for s in STRATEGIES if s in chosen]
-    engines = {name: load_engine(name) for name in {cell.model for cell in cells}}
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
+    sampling = SamplingParams(temperature=temperature, top_p=top_p)
+    entries = [_entry(text, sampling) for text in entry or DEFAULT_ENTRIES]
+    baseline = check_entries(entries, against)
+    cells = [Cell(e, count, budget) for budget in budgets for count in counts for e in entries]
+    engines = {name: load_engine(name) for name in dict.fromkeys(e.model for e in entries)}
+    for path in (json_file, markdown_file):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     partial = json_file.with_name(json_file.name + ".partial") if json_file else None
     with Progress(disable=not sys.stderr.isatty(), console=_stderr()) as bar:
-        tasks = {cell: bar.add_task(f"{cell.strategy} N={cell.threads}", total=n) for cell in cells}
-        results = evaluate(
-            engines,
+        lines = {c: bar.add_task(f"{c.entry.label} N={c.threads} T={c.max_tokens}", total=n) for c in cells}
+        results = run(
+            task,
             cells,
+            engines,
             n=n,
             seed=seed,
-            numbers=numbers,
-            sampling=sampling,
+            split=split,
             partial=partial,
-            progress=lambda cell, done: bar.update(tasks[cell], completed=done),
+            progress=lambda cell, done: bar.update(lines[cell], completed=done),
         )
-    command = shlex.join(["lace", *sys.argv[1:]])
-    report = summarise(results, seed=seed, numbers=numbers, sampling=sampling, command=command)
+    report = make_report(
+        results,
+        task=task,
+        split=split,
+        seed=seed,
+        against=baseline,
+        weights={name: weights_digest(engine) for name, engine in engines.items()},
+        command=shlex.join(["lace", *sys.argv[1:]]),
+    )
     if json_file is not None and partial is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         partial.unlink(missing_ok=True)
+    if markdown_file is not None:
+        markdown_file.write_text(markdown(report) + "\n", encoding="utf-8")
     _print(report)
 
 
-def _positive(text: str, option: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"{option} takes whole numbers from 1 on, not {text!r}")
-    return int(text)
+def _entry(text: str, sampling: SamplingParams) -> Entry:
+    """Reads `LABEL=MODEL[@STRATEGY][,temperature=T][,top_p=P]`.
+
+    Raises:
+        ValueError: one line, for anything else.
+    """
+    from lace.engine.result import STRATEGIES
+    from lace.eval.run import Entry
+
+    label, equals, rest = text.partition("=")
+    source, *options = rest.split(",")
+    model, at, strategy = source.partition("@")
+    if not equals or not model:
+        raise ValueError(f"--entry must be LABEL=MODEL[@STRATEGY][,temperature=T][,top_p=P], not {text!r}")
+    chosen = [known for known in STRATEGIES if known == (strategy if at else "lace")]
+    if not chosen:
+        raise ValueError(f"unknown strategy {strategy!r} in --entry {text!r}; known are {', '.join(STRATEGIES)}")
+    for option in options:
+        name, _, value = option.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"{option!r} in --entry {text!r} must be NAME=NUMBER") from None
+        if name == "temperature":
+            sampling = replace(sampling, temperature=number)
+        elif name == "top_p":
+            sampling = replace(sampling, top_p=number)
+        else:
+            raise ValueError(f"unknown setting {name!r} in --entry {text!r}; known are temperature, top_p")
+    return Entry(label, model, chosen[0], sampling)
+
+
+def _positive(text: str, option: str) -> list[int]:
+    """Different whole numbers from 1 on, in the order given."""
+    for part in text.split(","):
+        if not part.strip().isdecimal() or int(part) < 1:
+            raise ValueError(f"{option} takes whole numbers from 1 on, not {part!r}")
+    return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def _stderr() -> Any:
@@ -104,34 +161,14 @@ def _stderr() -> Any:
 
 
 def _print(report: dict[str, Any]) -> None:
+    from rich import table as rich_table
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    names = list(report["rows"][0]["metrics"])
-    title = f"Countdown, {report['numbers']} numbers, n = {report['n']}, seed {report['seed']}; % [95 % interval]"
-    table = Table("model", "strategy", "N", *names, "tokens", "s", "false steps", "distinct", title=title)
-    for row in report["rows"]:
-        cells = [_percent(row["metrics"][name]) for name in names]
-        table.add_row(
-            row["model"],
-            row["strategy"],
-            str(row["threads"]),
-            *cells,
-            f"{row['tokens']:.0f}",
-            f"{row['seconds']:.2f}",
-            f"{100 * row['false_steps']:.2f} %",
-            f"{100 * row['distinct_attempts']:.0f} %",
-        )
-    console.print(table)
-    if report["paired"]:
-        paired = Table("N", "difference, in points", "[95 % interval]", title="Paired by puzzle")
-        for pair in report["paired"]:
-            names_of = [f"{pair[side]['strategy']} {pair[side]['metric']}" for side in "ab"]
-            paired.add_row(str(pair["threads"]), " - ".join(names_of), _percent(pair["difference"], sign="+"))
-        console.print(paired)
+    from lace.eval.table import tables
 
-
-def _percent(estimate: dict[str, float], sign: str = "") -> str:
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:{sign}.1f} \\[{low:{sign}.1f}, {high:{sign}.1f}]"
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
+    for table in tables(report):
+        shown = rich_table.Table(*table.header, title=table.title)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
