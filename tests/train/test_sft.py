@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, 
 
 from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED
-from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
+from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
 from lace.lattice.graft import graft, lattice_parameters
 from lace.train.sft import lattice_loss, train_lattices
 from tiny import SHAPE, tiny_config
@@ -26,8 +26,8 @@ class _Lattices(Dataset[AssembledLattice]):
     """Small lattices of unequal size; reading item `deadly` ends the run as a kill would."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, distinct: int, deadly: int | None = None) -> None:
-        mixture = CountdownMixture(coordinated=True, max_threads=3, four_numbers=0.0)
-        self.source, self.distinct, self.deadly = CountdownLattices(mixture, tokenizer, distinct), distinct, deadly
+        mixture = PuzzleMixture(coordinated=True, max_threads=3, four_numbers=0.0)
+        self.source, self.distinct, self.deadly = PuzzleLattices(mixture, tokenizer, distinct), distinct, deadly
 
     def __len__(self) -> int:
         return 1000
@@ -130,7 +130,7 @@ def test_killed_and_resumed_equals_unbroken(
 def test_plain_model_trains_on_isolated_threads(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(**{**SHAPE, "vocab_size": len(tokenizer), "num_hidden_layers": 2}))
-    dataset = CountdownLattices(CountdownMixture(coordinated=False, max_threads=3), tokenizer, 10)
+    dataset = PuzzleLattices(PuzzleMixture(coordinated=False, max_threads=3), tokenizer, 10)
     model.config.max_position_embeddings = 512
     train_lattices(model, dataset, tokenizer.pad_token_id, tmp_path, steps=2, lattices_per_step=2, **SETTINGS)
     assert len(_log(tmp_path)) == 2

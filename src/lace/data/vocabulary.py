@@ -5,11 +5,12 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lace.tasks.countdown import MAX_VALUE, PAIR_IDEAS, TRIPLE_IDEAS
+from lace.tasks.chain_sum import MAX_VALUE, VERDICTS
+from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS
 
 TAGS = ("[[best]]", "[[success]]", "[[fail]]")
 WORDS = ("Use", "and", "to", "make", "Thread", ":", ",", "(", ")", "+", "-", "*", "/", "=",
-         "yes", "no", "done", "see", "answer:", "none")  # fmt: skip
+         "yes", "no", "done", "see", "answer:", "none", "Compute", *VERDICTS)  # fmt: skip
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 LARGEST_NUMBER = MAX_VALUE
 

@@ -22,7 +22,7 @@ from lace.tasks.task import Split, TraceReport, different
 
 MAX_VALUE = 999
 """Largest value of a step in a trace."""
-MAX_TERM = 99
+MIN_TERM, MAX_TERM = 10, 99
 BLOCK = 2
 """Terms that are added between two verdicts."""
 MIN_BLOCKS, MAX_BLOCKS = 4, 6
@@ -104,7 +104,7 @@ def generate(rng: Random, split: Split) -> Puzzle:
         terms: list[int] = []
         blocks = rng.randint(MIN_BLOCKS, MAX_BLOCKS)
         while len(terms) < BLOCK * blocks:
-            block = [rng.choice((-1, 1)) * rng.randint(10, MAX_TERM) for _ in range(BLOCK)]
+            block = [rng.choice((-1, 1)) * rng.randint(MIN_TERM, MAX_TERM) for _ in range(BLOCK)]
             if all(1 <= value + term <= MAX_VALUE for term in [*block, sum(block)]):
                 terms += block
                 value += sum(block)

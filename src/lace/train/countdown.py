@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
+from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
 from lace.data.vocabulary import LARGEST_NUMBER, build_tokenizer
 from lace.lattice.checkpoint import load, save
 from lace.lattice.config import LatticeConfig
@@ -32,11 +32,11 @@ LATTICE = LatticeConfig(
 
 
 def number_features(numbers: torch.Tensor) -> torch.Tensor:
-    """Sine and cosine of each number at several periods, (len(numbers), 20).
+    """Sine and cosine of each number at several periods, (len(numbers), 24).
 
     Networks that learn to add represent numbers like this in the end; starting there saves most of the time.
     """
-    periods = torch.tensor([2.0, 3.0, 5.0, 7.0, 10.0, 20.0, 50.0, 100.0, 250.0, 500.0])
+    periods = torch.tensor([2.0, 3.0, 5.0, 7.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0])
     angles = 2 * math.pi * numbers[:, None].float() / periods
     return torch.cat((angles.cos(), angles.sin()), dim=1)
 
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     config = getattr(model, "lattice_config", config)
     if options.stage == "lattice" and not lattice_layers(model):
         graft(model, config)
-    mixture = CountdownMixture(
+    mixture = PuzzleMixture(
         coordinated=options.stage == "lattice",
         visibility=config.visibility,
         max_label=config.max_thread_id,
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         group=options.lattices,
         seed=options.seed + (0 if options.stage == "base" else 1),
     )
-    dataset = CountdownLattices(mixture, tokenizer, options.steps * options.lattices)
+    dataset = PuzzleLattices(mixture, tokenizer, options.steps * options.lattices)
     assert isinstance(tokenizer.pad_token_id, int)
     with nullcontext() if options.stage == "lattice" else lattice_off(model):
         train_lattices(

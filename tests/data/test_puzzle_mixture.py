@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lace.data.assemble import LAG, AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
-from lace.data.countdown_dataset import CountdownLattices, CountdownMixture
+from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
 from lace.data.countdown_drills import EQUATIONS
 from lace.data.vocabulary import TAGS
 from lace.tasks.countdown import TRIPLE_IDEAS, Puzzle, parse, puzzles, read_trace
@@ -21,10 +21,8 @@ from lace.tasks.countdown import TRIPLE_IDEAS, Puzzle, parse, puzzles, read_trac
 def test_item_depends_on_mixture_and_index_alone(
     tokenizer: PreTrainedTokenizerFast, coordinated: bool, visibility: str
 ) -> None:
-    mixture = CountdownMixture(
-        coordinated=coordinated, visibility=visibility, equations=0.15, lucky=0.15, group=2, seed=4
-    )
-    one, two = CountdownLattices(mixture, tokenizer, 20), CountdownLattices(mixture, tokenizer, 30)
+    mixture = PuzzleMixture(coordinated=coordinated, visibility=visibility, equations=0.15, lucky=0.15, group=2, seed=4)
+    one, two = PuzzleLattices(mixture, tokenizer, 20), PuzzleLattices(mixture, tokenizer, 30)
     assert len(one) == 20
     forward = [one[n] for n in range(12)]
     assert forward == [two[n] for n in reversed(range(12))][::-1]
@@ -35,12 +33,12 @@ def test_item_depends_on_mixture_and_index_alone(
 
 
 def test_seeds_differ(tokenizer: PreTrainedTokenizerFast) -> None:
-    items = [CountdownLattices(CountdownMixture(coordinated=True, seed=seed), tokenizer, 1)[0] for seed in (1, 2)]
+    items = [PuzzleLattices(PuzzleMixture(coordinated=True, seed=seed), tokenizer, 1)[0] for seed in (1, 2)]
     assert items[0] != items[1]
 
 
 def test_lattices_of_the_stream(tokenizer: PreTrainedTokenizerFast) -> None:
-    dataset = CountdownLattices(CountdownMixture(coordinated=True, group=1), tokenizer, 60)
+    dataset = PuzzleLattices(PuzzleMixture(coordinated=True, group=1), tokenizer, 60)
     sizes, numbers = set(), set()
     for index in range(60):
         item = dataset[index]
@@ -64,7 +62,7 @@ def _is_equations(item: AssembledLattice, tokenizer: PreTrainedTokenizerFast) ->
 
 def test_neighbours_are_of_one_kind(tokenizer: PreTrainedTokenizerFast) -> None:
     """Bare equations, three or four numbers."""
-    dataset = CountdownLattices(CountdownMixture(coordinated=False, equations=0.25, lucky=0.25, group=4), tokenizer, 80)
+    dataset = PuzzleLattices(PuzzleMixture(coordinated=False, equations=0.25, lucky=0.25, group=4), tokenizer, 80)
     kinds = [
         "equations" if _is_equations(item, tokenizer) else str(len(item.prompt_ids))
         for item in map(dataset.__getitem__, range(80))
@@ -74,7 +72,7 @@ def test_neighbours_are_of_one_kind(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_drills_of_equations_learn_results_and_verdicts(tokenizer: PreTrainedTokenizerFast) -> None:
-    dataset = CountdownLattices(CountdownMixture(coordinated=False, equations=1.0), tokenizer, 10)
+    dataset = PuzzleLattices(PuzzleMixture(coordinated=False, equations=1.0), tokenizer, 10)
     right = verdicts = 0
     for item in map(dataset.__getitem__, range(10)):
         assert item.blind
@@ -91,7 +89,7 @@ def test_drills_of_equations_learn_results_and_verdicts(tokenizer: PreTrainedTok
 
 
 def test_drills_of_searches_do_not_learn_choices(tokenizer: PreTrainedTokenizerFast) -> None:
-    dataset = CountdownLattices(CountdownMixture(coordinated=True, lucky=1.0, group=1), tokenizer, 15)
+    dataset = PuzzleLattices(PuzzleMixture(coordinated=True, lucky=1.0, group=1), tokenizer, 15)
     solved = threads = 0
     for item in map(dataset.__getitem__, range(15)):
         for ids, learned, choices in zip(item.tokens, item.learned, item.choices, strict=True):
@@ -110,9 +108,9 @@ def test_drills_of_searches_do_not_learn_choices(tokenizer: PreTrainedTokenizerF
 def test_drills_of_ideas_learn_choices_and_what_is_said_again(
     tokenizer: PreTrainedTokenizerFast, coordinated: bool
 ) -> None:
-    mixture = CountdownMixture(coordinated=coordinated, idea_drills=1.0, group=1)
+    mixture = PuzzleMixture(coordinated=coordinated, idea_drills=1.0, group=1)
     repeated = followed = 0
-    for item in map(CountdownLattices(mixture, tokenizer, 30).__getitem__, range(30)):
+    for item in map(PuzzleLattices(mixture, tokenizer, 30).__getitem__, range(30)):
         assert not item.blind
         rows = _words(item, tokenizer)
         found = [words for words in rows if "yes" in words and "see" not in words]
@@ -210,8 +208,8 @@ def test_collator() -> None:
 
 def test_choices_are_what_the_teacher_could_have_written(tokenizer: PreTrainedTokenizerFast) -> None:
     """The draw is among them, and what a thread knows to be tried is not."""
-    mixture = CountdownMixture(coordinated=True, four_numbers=0.0, max_threads=4, group=1, seed=4)
-    lattices = CountdownLattices(mixture, tokenizer, 40)
+    mixture = PuzzleMixture(coordinated=True, four_numbers=0.0, max_threads=4, group=1, seed=4)
+    lattices = PuzzleLattices(mixture, tokenizer, 40)
     count = 0
     for lattice in (lattices[n] for n in range(40)):
         for tokens, choices in zip(lattice.tokens, lattice.choices, strict=True):

@@ -1,0 +1,86 @@
+"""A symbolic teacher for chained sums: threads that slip as the model does, and correct themselves and one another.
+
+All threads take the same blocks of terms in the same steps, each in an order of its own, so that the slip of one is
+rarely that of another. Behind a block every thread writes a verdict and the right value: `fix` if its own was wrong,
+`keep` if another thread was seen to have a wrong one, else `ok`. The right value is always what is learned: a model
+weighs what it computes itself against what the others have written. What is not learned is the slip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from random import Random
+
+from lace.data.record import LatticeRecord, Reference, ThreadRecord
+from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, Puzzle
+
+Adder = Callable[[Random, int, int], int]
+"""What a thread writes behind `x + y =` (y may be negative), right or wrong."""
+
+
+def exact(rng: Random, x: int, y: int) -> int:
+    """The adder that makes no mistakes."""
+    return x + y
+
+
+def write_chain_sum(
+    puzzle: Puzzle, labels: list[int], rng: Random, *, coordinated: bool, adder: Adder = exact
+) -> tuple[LatticeRecord, list[set[int]]]:
+    """Writes the lattice of one puzzle.
+
+    A verdict stands two steps behind the value that it judges: it can rest on the others' values in `strict` mode too.
+
+    Args:
+        puzzle: what to add up.
+        labels: one distinct label per thread.
+        rng: decides every free choice.
+        coordinated: whether the threads read each other; else they judge their own value alone, and none is best.
+        adder: makes the mistakes.
+
+    Returns:
+        The record, and for each thread the steps of its slips.
+    """
+    opening = [["Thread", str(label), ":"] for label in labels]
+    tokens, hands = [list(words) for words in opening], [puzzle.start] * len(labels)
+    references: list[list[Reference]] = [[] for _ in labels]
+    slips: list[set[int]] = [set() for _ in labels]
+    for block in puzzle.blocks:
+        right = hands[0] + sum(block)
+        for n, words in enumerate(tokens):
+            order = rng.sample(block, len(block))
+            for place, term in enumerate(order):
+                x, value = hands[n], adder(rng, hands[n], term)
+                if not all(1 <= later <= MAX_VALUE for later in accumulate(order[place + 1 :], initial=value)):
+                    value = x + term  # that slip would lead out of the numbers that there are words for
+                words += [str(x), "-" if term < 0 else "+", str(abs(term)), "=", str(value), ","]
+                if value != x + term:
+                    slips[n].add(len(words) - 2)
+                hands[n] = value
+        verdict_step = len(tokens[0])
+        for n, words in enumerate(tokens):
+            others_right = all(hand == right for hand in hands) or not coordinated
+            words += ["fix" if hands[n] != right else "ok" if others_right else "keep", str(right), ","]
+            if coordinated:
+                for step in (verdict_step, verdict_step + 1):
+                    sources = (m for m in range(len(labels)) if m != n)
+                    references[n] += [Reference(step, source, verdict_step - 2) for source in sources]
+        hands = [right] * len(labels)
+    for n, words in enumerate(tokens):
+        best = coordinated and labels[n] == min(labels)
+        words += ["answer:", str(puzzle.answer), "[[best]]" if best else "[[success]]", "<eos>"]
+    threads = [
+        ThreadRecord(label, words, len(given), refs)
+        for label, words, given, refs in zip(labels, tokens, opening, references, strict=True)
+    ]
+    return LatticeRecord(puzzle.prompt, threads), slips
+
+
+def sums(rng: Random, count: int = 12) -> list[str]:
+    """A row of true sums as words, of the kind that blocks are made of."""
+    words: list[str] = []
+    for _ in range(count):
+        x, term = rng.randint(1, MAX_VALUE), rng.randint(MIN_TERM, MAX_TERM) * rng.choice((-1, 1))
+        if 1 <= x + term <= MAX_VALUE:
+            words += [str(x), "-" if term < 0 else "+", str(abs(term)), "=", str(x + term), ","]
+    return words

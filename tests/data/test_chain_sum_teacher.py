@@ -1,0 +1,121 @@
+"""The teacher of chained sums, its mistakes, and what of its traces is learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from lace.data.assemble import check_causality
+from lace.data.chain_sum_teacher import exact, sums, write_chain_sum
+from lace.data.mistakes import SHAPE, Mistakes
+from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
+from lace.data.vocabulary import build_tokenizer
+from lace.tasks.chain_sum import generate, parse, read_trace
+
+LABELS = [9, 4, 30]
+
+
+def often_wrong(rng: Random, x: int, y: int) -> int:
+    return x + y + (rng.choice((-1, 1, 10)) if rng.random() < 0.25 and 12 < x + y < 980 else 0)
+
+
+@pytest.mark.parametrize("coordinated", [True, False])
+def test_threads_end_with_the_right_answer_however_often_they_slip(coordinated: bool) -> None:
+    words_seen = set()
+    for seed in range(30):
+        rng = Random(seed)
+        puzzle = generate(rng, "train")
+        record, slips = write_chain_sum(puzzle, LABELS, rng, coordinated=coordinated, adder=often_wrong)
+        check_causality(record, "strict")
+        for thread, wrong in zip(record.threads, slips, strict=True):
+            text = " ".join(thread.tokens)
+            report = read_trace(puzzle, text)
+            assert (report.steps, report.false_steps, report.illegal_steps) == (len(puzzle.terms), len(wrong), 0)
+            assert puzzle.check(text.split("answer:")[1].split()[0])
+            words_seen |= set(thread.tokens)
+        tags = [thread.tokens[-2] for thread in record.threads]
+        assert tags == (["[[success]]", "[[best]]", "[[success]]"] if coordinated else ["[[success]]"] * 3)
+    assert {"ok", "fix"} <= words_seen
+    assert ("keep" in words_seen) == coordinated
+
+
+def test_verdicts_say_who_was_wrong() -> None:
+    puzzle = parse("Compute 412 + 35 - 68")
+    results = iter([447, 379, 447, 380, 344, 379])
+
+    class Scripted(Random):
+        def sample(self, population, k, **kwargs):  # the last thread takes the terms the other way round
+            return list(population)[::-1] if len(drawn) >= 4 else list(population)
+
+    drawn: list[int] = []
+
+    def adder(rng: Random, x: int, y: int) -> int:
+        drawn.append(x)
+        return next(results)
+
+    record, slips = write_chain_sum(puzzle, LABELS, Scripted(0), coordinated=True, adder=adder)
+    texts = [" ".join(thread.tokens[3:]) for thread in record.threads]
+    assert texts[0] == "412 + 35 = 447 , 447 - 68 = 379 , keep 379 , answer: 379 [[success]] <eos>"
+    assert texts[1] == "412 + 35 = 447 , 447 - 68 = 380 , fix 379 , answer: 379 [[best]] <eos>"
+    assert texts[2].startswith("412 - 68 = 344 , 344 + 35 = 379 , keep 379 ,")
+    assert slips == [set(), {13}, set()]
+    assert record.threads[1].tokens[13] == "380"
+    verdict = record.threads[1].tokens.index("fix")
+    assert {(r.step, r.source, r.source_step) for r in record.threads[1].references} == {
+        (step, source, verdict - 2) for step in (verdict, verdict + 1) for source in (0, 2)
+    }
+
+
+def test_slips_are_not_learned_and_corrections_are(tmp_path: Path) -> None:
+    results, chances = torch.zeros(*SHAPE, 1), torch.zeros(*SHAPE, 1)
+    results[:], chances[:] = 7, 0.3
+    Mistakes(results, chances).save(tmp_path / "mistakes.safetensors")
+    mixture = PuzzleMixture(coordinated=True, chain_sums=1.0, mistakes=str(tmp_path / "mistakes.safetensors"))
+    tokenizer = build_tokenizer()
+    slipped = 0
+    for item in map(PuzzleLattices(mixture, tokenizer, 10).__getitem__, range(10)):
+        assert not item.blind
+        for ids, learned in zip(item.tokens, item.learned, strict=True):
+            words = tokenizer.convert_ids_to_tokens(ids)
+            for step, word in enumerate(words):
+                # Nothing but a slip makes 7 here: a right result is 7 in one case of a thousand.
+                assert learned[step] == (step >= 3 and not (words[step - 1] == "=" and word == "7"))
+                slipped += step >= 3 and not learned[step]
+                if word == "fix":
+                    assert learned[step]
+                    assert words[step - 2] != words[step + 1]
+    assert slipped > 30
+
+
+def test_mistakes_come_as_often_as_the_table_says(tmp_path: Path) -> None:
+    results, chances = torch.zeros(*SHAPE, 2), torch.zeros(*SHAPE, 2)
+    results[1, 500, 20] = torch.tensor([481, 470])
+    chances[1, 500, 20] = torch.tensor([0.2, 0.1])
+    Mistakes(results, chances).save(tmp_path / "table.safetensors")
+    table = Mistakes.load(tmp_path / "table.safetensors", rate=2.0)
+    rng = Random(0)
+    drawn = [table.draw(rng, 500, -20) for _ in range(4000)]
+    assert set(drawn) == {480, 481, 470}
+    assert drawn.count(481) / 4000 == pytest.approx(0.4, abs=0.03)
+    assert drawn.count(470) / 4000 == pytest.approx(0.2, abs=0.03)
+    assert {table.draw(rng, 500, 20) for _ in range(100)} == {520}
+    assert table.draw(rng, 5000, 20) == 5020
+
+
+def test_a_missing_or_foreign_table_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"make one with python -m lace.train.mistakes"):
+        PuzzleLattices(PuzzleMixture(coordinated=True, mistakes=str(tmp_path / "none")), build_tokenizer(), 1)
+    with pytest.raises(ValueError, match="a table of mistakes has shape"):
+        Mistakes(torch.zeros(3), torch.zeros(3))
+
+
+def test_rows_of_sums_are_true() -> None:
+    text = " ".join(sums(Random(1)))
+    equations = text.rstrip(" ,").split(" , ")
+    assert len(equations) > 6
+    for equation in equations:
+        x, sign, y, _, value = equation.split()
+        assert exact(Random(0), int(x), int(y) if sign == "+" else -int(y)) == int(value)
