@@ -148,12 +148,11 @@ SETTINGS = GRPOSettings(
 
 @pytest.fixture
 def earn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reward that a random model earns now and then: the share of `+` and `-` among the sampled tokens."""
+    """A reward that a random model earns now and then: the share of even ids among the sampled tokens."""
 
     def reward(result: LatticeResult, *arguments: object) -> object:
-        texts = [thread.text.split() for thread in result.threads]
-        share = sum(word in "+-" for text in texts for word in text) / max(1, sum(map(len, texts)))
-        return replace(lattice_reward(result, lambda answer: False), total=share)
+        ids = [token for thread in result.threads for token in thread.token_ids]
+        return replace(lattice_reward(result, lambda answer: False), total=sum(n % 2 == 0 for n in ids) / len(ids))
 
     monkeypatch.setattr("lace.train.grpo.lattice_reward", reward)
 
@@ -165,9 +164,8 @@ def _log(output: Path) -> list[dict[str, float]]:
 def test_sampled_and_recomputed_logprobs_agree(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     trainer = LatticeGRPO(_model(tokenizer), tokenizer, _Same(), SETTINGS, tmp_path)
     rollouts = trainer.rollout()
-    assert len({len(thread.token_ids) for result in rollouts.results for thread in result.threads}) > 1  # some ended
-    assert len({str([t.token_ids for t in result.threads]) for result in rollouts.results}) == 8  # seeds differ
-    _, told = trainer.loss(rollouts.results, rollouts.advantages, 1)
+    assert len({str(rollout.lattice.tokens) for rollout in rollouts}) == 8  # seeds differ
+    _, told = trainer.loss(rollouts, 1)
     assert told["logprob_gap"] < 1e-4
 
 
@@ -181,7 +179,7 @@ def test_gradient_does_not_depend_on_micro_batches(
         settings = replace(SETTINGS, lattices_per_forward=size, kl_weight=kl_weight, learning_rate=0.0)
         trainer = LatticeGRPO(_model(tokenizer), tokenizer, _Same(), settings, tmp_path, reference)
         rollouts = trainer.rollout()
-        assert torch.stack(rollouts.advantages).abs().max() > 0.5
+        assert torch.stack([rollout.advantages_N for rollout in rollouts]).abs().max() > 0.5
         seen: dict[str, torch.Tensor] = {}
 
         def keep(*_: object, seen: dict = seen, model: PreTrainedModel = trainer.policy) -> None:
@@ -208,7 +206,7 @@ def test_gradient_through_the_lattice_is_kept_or_cut(
     for cut in (False, True):
         settings = replace(SETTINGS, cut_thread_gradients=cut)
         trainer = LatticeGRPO(_model(tokenizer), tokenizer, _Same(), settings, tmp_path)
-        result = max(trainer.rollout().results, key=lambda r: min(len(t.token_ids) for t in r.threads))
+        longest = max(trainer.rollout(), key=lambda r: min(map(len, r.lattice.tokens)))
         embedded: list[torch.Tensor] = []
 
         def keep(module: object, args: object, output: torch.Tensor, embedded: list = embedded) -> None:
@@ -216,7 +214,7 @@ def test_gradient_through_the_lattice_is_kept_or_cut(
             embedded.append(output)
 
         hook = trainer.policy.get_input_embeddings().register_forward_hook(keep)
-        loss, _ = trainer.loss([result], [torch.tensor([1.0, 0.0, 0.0])], 1)
+        loss, _ = trainer.loss([replace(longest, advantages_N=torch.tensor([1.0, 0.0, 0.0]))], 1)
         hook.remove()
         loss.backward()
         assert embedded[0].grad is not None

@@ -15,25 +15,35 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.optimization import Adafactor
 
 from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
 from lace.engine.engine import Engine, opening_ids
-from lace.engine.result import LatticeResult
+from lace.engine.result import STRATEGIES, LatticeResult, Strategy
 from lace.engine.sampling import SamplingParams
-from lace.lattice.graft import lattice_layers, thread_gradients_cut
+from lace.lattice.graft import LAYOUT_ARGUMENTS, lattice_layers, thread_gradients_cut
 from lace.train import run_log
-from lace.train.policy_loss import group_advantages, policy_loss, thread_advantages, token_logprobs
-from lace.train.rewards import LatticeReward, RewardWeights, lattice_reward
+from lace.train.embedding_diversity import EmbeddingDiversity
+from lace.train.policy_loss import (
+    group_advantages,
+    policy_loss,
+    pooled_advantages,
+    thread_advantages,
+    token_logprobs,
+)
+from lace.train.rewards import LatticeReward, RewardWeights, diversity_of_tokens, independent_reward, lattice_reward
+from lace.train.sharding import gathered
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,10 @@ class GRPOSettings:
     """
 
     steps: int
+    """Steps of the whole run."""
+    strategy: Strategy = "lace"
+    """`independent`, a control: the lattice is off, and each thread is rewarded for itself, relative to all threads of
+    its question."""
     threads: int = 4
     """N, threads of a lattice."""
     max_tokens: int = 100
@@ -72,38 +86,60 @@ class GRPOSettings:
     updates: int = 1
     """Optimiser steps on the same rollouts; 1 is on-policy."""
     learning_rate: float = 1e-5
+    """Constant after the warm-up."""
     warmup_steps: int = 10
+    """Steps over which the learning rate rises."""
     max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """`adafactor` keeps next to no state (arXiv 1804.04235); AdamW keeps twice the size of what is trained."""
+    bf16: bool = False
+    """Whether to sample and learn in bfloat16 where that is safe (autocast); the weights stay as they are."""
+    gradient_checkpointing: bool = False
+    """Whether to keep the inputs of the layers alone and compute the rest again: a third more work, little memory."""
     scale_advantages: bool = True
     """Whether to divide by the standard deviation of the group."""
     clip_low: float = 0.2
+    """How far below 1 the ratio of new and old probability may fall before its gradient stops."""
     clip_high: float = 0.28
+    """How far above 1."""
     kl_weight: float = 0.0
     """Weight of the divergence from the reference model, which is then needed."""
     cut_thread_gradients: bool = False
     """Whether what threads read of each other counts as given, instead of learning what to write for the others."""
     rewards: RewardWeights = field(default_factory=RewardWeights)
+    diversity: Literal["tokens", "embeddings"] = "tokens"
+    """What threads are compared by: their tokens, or, for text, embeddings of their sentences."""
+    embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Hub id or directory of the encoder, for `embeddings`."""
     seed: int = 0
+    """Of the draws of all rollouts."""
     save_every: int = 50
+    """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "threads", "max_tokens", "questions_per_step", "updates", "save_every"):
+        counts = ("steps", "threads", "max_tokens", "questions_per_step", "lattices_per_forward", "updates")
+        for name in (*counts, "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.lattices_per_question < 2:
             raise ValueError("lattices_per_question must be at least 2: an advantage is relative to others")
-        if self.lattices_per_forward < 1:
-            raise ValueError(f"lattices_per_forward must be at least 1, not {self.lattices_per_forward}")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
+        if self.diversity not in ("tokens", "embeddings"):
+            raise ValueError(f"diversity must be tokens or embeddings, not {self.diversity!r}")
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """The lattices of one step and process, question by question, with what they earned."""
+class Rollout:
+    """One lattice, sampled by this process in this step, and what it earned."""
 
-    results: list[LatticeResult]
-    rewards: list[LatticeReward]
-    advantages: list[torch.Tensor]
-    """(N,) for each lattice."""
+    result: LatticeResult
+    lattice: AssembledLattice
+    """Its tokens, as they stood while it was sampled."""
+    reward: LatticeReward
+    advantages_N: torch.Tensor
+    """Of its threads."""
 
 
 def as_lattice(result: LatticeResult, tokenizer: PreTrainedTokenizerBase, opening: str) -> AssembledLattice:
@@ -118,6 +154,20 @@ def as_lattice(result: LatticeResult, tokenizer: PreTrainedTokenizerBase, openin
     return AssembledLattice(prompt_ids, [thread.label for thread in result.threads], tokens, learned, nothing)
 
 
+@contextmanager
+def checkpointing_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block layers with gradient checkpointing use it, which transformers ties to the training mode. What is
+    inside of them stays in evaluation mode, without dropout."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
 class LatticeGRPO:
     """The training loop.
 
@@ -128,10 +178,13 @@ class LatticeGRPO:
         settings: of the run.
         output: folder of checkpoints and of `log.jsonl`; a run found there goes on.
         reference: a frozen model for `kl_weight`.
+        report_to: a tracker of accelerate besides `log.jsonl`, e.g. tensorboard or trackio.
+        on_start: is told the step that the run begins with or goes on from.
+        on_step: is told each finished step and its metrics.
 
     Raises:
-        ValueError: if the model carries no lattice, the questions of a step cannot be shared by the processes, or the
-            reference is missing.
+        ValueError: if the model carries no lattice that the strategy needs, the questions of a step cannot be shared by the processes, or the
+            reference, the sentence encoder or the tracker is missing.
     """
 
     def __init__(
@@ -142,13 +195,23 @@ class LatticeGRPO:
         settings: GRPOSettings,
         output: str | Path,
         reference: PreTrainedModel | None = None,
+        report_to: str | None = None,
+        on_start: Callable[[int], None] = lambda step: None,
+        on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     ) -> None:
-        if not lattice_layers(model):
+        if settings.strategy == "lace" and not lattice_layers(model):
             raise ValueError("this model carries no lattice; graft one first")
         if settings.kl_weight and reference is None:
             raise ValueError("kl_weight needs a reference model")
-        self.settings, self.tokenizer, self.questions, self.reference = settings, tokenizer, questions, reference
-        self.accelerator = Accelerator()
+        run_log.check_tracker(report_to)
+        self.settings, self.tokenizer, self.questions = settings, tokenizer, questions
+        self.on_start, self.on_step = on_start, on_step
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="bf16" if settings.bf16 else "no",
+            log_with=report_to,
+            project_dir=str(output),
+        )
         if settings.questions_per_step % self.accelerator.num_processes:
             raise ValueError(
                 f"{settings.questions_per_step} questions a step cannot be shared evenly by "
@@ -158,20 +221,30 @@ class LatticeGRPO:
         self.output.mkdir(parents=True, exist_ok=True)
         model.eval()  # dropout would make the log-probabilities others than those sampled from
         self.engine = Engine(model, tokenizer)
-        config: Any = model.lattice_config  # typed as a submodule by torch
-        self.opening: str = config.opening
+        self.reference = reference.to(self.accelerator.device).eval() if reference is not None else None
+        self.diversity: Callable[[LatticeResult], float] = diversity_of_tokens
+        if settings.diversity == "embeddings":
+            self.diversity = EmbeddingDiversity(settings.embedding_model, self.accelerator.device)
+        config: Any = getattr(model, "lattice_config", None)  # typed as a submodule by torch
+        self.opening: str = config.opening if config is not None else ""
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         vocabulary = model.config.get_text_config().vocab_size
         pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
         self.collate = LatticeCollator(pad, vocabulary)
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
+        optimizer: torch.optim.Optimizer
+        if settings.optimizer == "adafactor":
+            optimizer = Adafactor(trained, lr=settings.learning_rate, scale_parameter=False, relative_step=False)
+        else:
+            optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
         self.policy = model
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.step = 0
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
-    def rollout(self) -> Rollouts:
+    def rollout(self) -> list[Rollout]:
         """Samples and rewards the lattices of this step that are this process's share."""
         s = self.settings
         share = s.questions_per_step // self.accelerator.num_processes
@@ -179,39 +252,55 @@ class LatticeGRPO:
         asked = [self.questions[n] for n in range(first, first + share) for _ in range(s.lattices_per_question)]
         seeds = (s.seed << 40) + first * s.lattices_per_question  # unlike any other of the run
         params = [SamplingParams(threads=s.threads, max_tokens=s.max_tokens, seed=seeds + n) for n in range(len(asked))]
-        results = self.engine.generate([question.prompt for question in asked], params)
+        with gathered(self.policy):
+            results = self.engine.generate([question.prompt for question in asked], params, strategy=s.strategy)
+        reward_of = lattice_reward if s.strategy == "lace" else independent_reward
         rewards = [
-            lattice_reward(result, question.check, s.rewards) for result, question in zip(results, asked, strict=True)
+            reward_of(result, question.check, s.rewards, self.diversity)
+            for result, question in zip(results, asked, strict=True)
         ]
-        groups = (share, s.lattices_per_question)
-        advantages_GK = group_advantages(
-            torch.tensor([reward.total for reward in rewards]).view(groups), scale=s.scale_advantages
-        )
-        own_GKN = thread_advantages(torch.tensor([reward.thread_correct for reward in rewards]).view(*groups, -1))
-        advantages_GKN = advantages_GK[..., None] + s.rewards.thread * own_GKN
-        return Rollouts(results, rewards, list(advantages_GKN.flatten(0, 1)))
+        advantages_GKN = self._advantages(rewards)
+        lattices = [as_lattice(result, self.tokenizer, self.opening) for result in results]
+        return [Rollout(*each) for each in zip(results, lattices, rewards, advantages_GKN.flatten(0, 1), strict=True)]
 
-    def loss(
-        self, results: list[LatticeResult], advantages: list[torch.Tensor], count: torch.Tensor | int
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _advantages(self, rewards: list[LatticeReward]) -> torch.Tensor:
+        """(G, K, N), of this process's questions."""
+        s = self.settings
+        groups = (-1, s.lattices_per_question)
+        if s.strategy == "independent":
+            threads_GKN = torch.tensor([reward.threads for reward in rewards]).view(*groups, s.threads)
+            return pooled_advantages(threads_GKN, scale=s.scale_advantages)
+        total_GK = torch.tensor([reward.total for reward in rewards]).view(groups)
+        right_GKN = torch.tensor([reward.thread_correct for reward in rewards]).view(*groups, s.threads)
+        advantages_GK = group_advantages(total_GK, scale=s.scale_advantages)
+        return advantages_GK[..., None] + s.rewards.thread * thread_advantages(right_GKN)
+
+    @contextmanager
+    def _as_set(self) -> Iterator[None]:
+        """Within the block forward and backward pass go as the settings say; a layer that is computed again in the
+        backward pass has to find what it found before."""
+        with thread_gradients_cut(self.policy) if self.settings.cut_thread_gradients else nullcontext():
+            yield
+
+    def loss(self, rollouts: Sequence[Rollout], count: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of some lattices, with gradient, and sums over their tokens for the log.
 
         Args:
-            results: whole lattices.
-            advantages: (N,) for each.
+            rollouts: whole lattices.
             count: tokens to average over, see `policy_loss`.
         """
         s, device = self.settings, self.accelerator.device
-        batch = self.collate([as_lattice(result, self.tokenizer, self.opening) for result in results])
+        batch = self.collate([rollout.lattice for rollout in rollouts])
         labels = batch.pop("labels")
-        for name in ("choice_places", "choice_probabilities"):
+        layout = LAYOUT_ARGUMENTS if s.strategy == "independent" else ()
+        for name in ("choice_places", "choice_probabilities", *layout):
             del batch[name]
         learned_RT = labels[:, 1:] != IGNORED
         sampled_RT = torch.zeros(learned_RT.shape)
-        sampled_RT[learned_RT] = torch.tensor([p for r in results for thread in r.threads for p in thread.logprobs])
+        sampled_RT[learned_RT] = torch.tensor([p for r in rollouts for t in r.result.threads for p in t.logprobs])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         learned_RT, sampled_RT = learned_RT.to(device), sampled_RT.to(device)
-        with thread_gradients_cut(self.policy) if s.cut_thread_gradients else nullcontext():
+        with self._as_set(), checkpointing_layers(self.policy):
             logits = self.model(**batch, use_cache=False).logits
         logprobs_RT = token_logprobs(logits, batch["input_ids"])
         reference_RT = None
@@ -221,7 +310,7 @@ class LatticeGRPO:
         loss, clipped = policy_loss(
             logprobs_RT,
             sampled_RT,
-            torch.cat(advantages).to(device),
+            torch.cat([rollout.advantages_N for rollout in rollouts]).to(device),
             learned_RT,
             count,
             clip_low=s.clip_low,
@@ -232,34 +321,42 @@ class LatticeGRPO:
         gap = (logprobs_RT.detach() - sampled_RT).abs()[learned_RT].max()
         return loss, {"clipped": clipped, "logprob_gap": gap}
 
-    def learn(self, rollouts: Rollouts) -> dict[str, float]:
+    def learn(self, rollouts: list[Rollout]) -> dict[str, float]:
         """One optimiser step on the rollouts; returns what to log."""
         s, world = self.settings, self.accelerator.num_processes
-        own = sum(len(thread.token_ids) for result in rollouts.results for thread in result.threads)
-        count = self.accelerator.reduce(torch.tensor(float(own), device=self.accelerator.device), "sum")
-        size, total = s.lattices_per_forward, len(rollouts.results)
-        sums = {"loss": 0.0, "clipped": 0.0, "logprob_gap": 0.0}
+        own = sum(rollout.result.completion_tokens for rollout in rollouts)
+        count = float(self._of_processes([float(own)]).sum())
+        size, total = s.lattices_per_forward, len(rollouts)
+        loss_sum, clipped, gap = 0.0, 0.0, 0.0
         for start in range(0, total, size):
-            part = slice(start, start + size)
             last = start + size >= total
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, told = self.loss(rollouts.results[part], rollouts.advantages[part], count)
+            with self._as_set(), nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, told = self.loss(rollouts[start : start + size], count)
                 self.accelerator.backward(loss * world)  # gradients are averaged over processes, the count is of all
-            sums["loss"] += loss.item()
-            sums["clipped"] += told["clipped"].item() / count.item()
-            sums["logprob_gap"] = max(sums["logprob_gap"], told["logprob_gap"].item())
+            loss_sum, clipped = loss_sum + loss.item(), clipped + told["clipped"].item()
+            gap = max(gap, told["logprob_gap"].item())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), s.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / max(1, s.warmup_steps))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {**sums, "grad_norm": float(norm), "tokens": count.item()}
+        told_P3 = self._of_processes([loss_sum, clipped / count, gap])
+        loss_sum, clipped, _ = told_P3.sum(0).tolist()
+        gap = float(told_P3[:, 2].max())
+        return {"loss": loss_sum, "clipped": clipped, "logprob_gap": gap, "grad_norm": float(norm), "tokens": count}
+
+    def _of_processes(self, values: list[float]) -> torch.Tensor:
+        """(P, V) the V values of each of the P processes."""
+        gathered_PV: torch.Tensor = self.accelerator.gather(torch.tensor([values], device=self.accelerator.device))
+        return gathered_PV
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Runs, or goes on with, the whole training."""
         self._resume()
+        self.on_start(self.step)
+        self.accelerator.init_trackers("lace")
         while self.step < self.settings.steps:
             started = time.perf_counter()
             rollouts = self.rollout()
@@ -270,47 +367,46 @@ class LatticeGRPO:
             self._log(rollouts, learned, sampled - started, time.perf_counter() - sampled)
             if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
                 self._save()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
-    def _log(self, rollouts: Rollouts, learned: dict[str, float], rollout_s: float, learn_s: float) -> None:
-        def mean(values: list[float]) -> float:
-            local = torch.tensor(sum(values) / len(values), device=self.accelerator.device)
-            return float(self.accelerator.reduce(local, "mean"))
-
-        rewards = rollouts.rewards
-        line: dict[str, Any] = {
-            "step": self.step,
-            "reward": mean([r.total for r in rewards]),
-            "acc": mean([r.correct for r in rewards]),
-            "mean@N": mean([sum(r.thread_correct) / len(r.thread_correct) for r in rewards]),
-            "tag_valid": mean([r.form for r in rewards]),
-            "diversity": mean([r.diversity for r in rewards]),
-            **learned,
-            "rollout_s": round(rollout_s, 3),
-            "learn_s": round(learn_s, 3),
+    def _log(self, rollouts: list[Rollout], learned: dict[str, float], rollout_s: float, learn_s: float) -> None:
+        rewards = [rollout.reward for rollout in rollouts]
+        earned = {
+            "reward": [r.total for r in rewards],
+            "acc": [r.correct for r in rewards],
+            "mean@N": [sum(r.thread_correct) / len(r.thread_correct) for r in rewards],
+            "tag_valid": [r.form for r in rewards],
+            "diversity": [r.diversity for r in rewards],
         }
+        means = self._of_processes([sum(values) / len(values) for values in earned.values()]).mean(0).tolist()
+        seconds = {"rollout_s": round(rollout_s, 3), "learn_s": round(learn_s, 3)}
+        line = {**dict(zip(earned, means, strict=True)), **learned, **seconds}
+        self.accelerator.log(line, step=self.step)
         if self.accelerator.is_main_process:
-            run_log.append(self.output / "log.jsonl", line)
+            run_log.append(self.output / "log.jsonl", {"step": self.step, **line})
+        self.on_step(self.step, line)
 
     def _save(self) -> None:
         """Writes a checkpoint beside its place and moves it there, so that a kill leaves none that is half written."""
         unfinished = self.output / "unfinished"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(unfinished), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             target = self.output / f"checkpoint-{self.step}"
             shutil.rmtree(target, ignore_errors=True)
             unfinished.rename(target)
-            for old in self._checkpoints()[:-2]:
+            for old in run_log.checkpoints(self.output)[:-2]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted(self.output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-
     def _resume(self) -> None:
-        if not (found := self._checkpoints()):
+        if not (found := run_log.checkpoints(self.output)):
             return
         self.accelerator.load_state(str(found[-1]))
-        self.step = int(found[-1].name.rpartition("-")[2])
+        self.step = run_log.step_of(found[-1])
         if self.accelerator.is_main_process:
             run_log.forget_after(self.output / "log.jsonl", self.step)

@@ -21,6 +21,12 @@ def group_advantages(rewards_GK: torch.Tensor, *, scale: bool = True) -> torch.T
     return centred_GK / (centred_GK.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-6)
 
 
+def pooled_advantages(rewards_GKN: torch.Tensor, *, scale: bool = True) -> torch.Tensor:
+    """The same for threads that are rewarded each for itself: all K N threads of a prompt are one group; (G, K, N) to
+    (G, K, N)."""
+    return group_advantages(rewards_GKN.flatten(1), scale=scale).view_as(rewards_GKN)
+
+
 def thread_advantages(correct_GKN: torch.Tensor) -> torch.Tensor:
     """How much better a thread did than the average thread of its prompt; (G, K, N) to (G, K, N). An optional addition
     to the advantage of its lattice."""
@@ -38,7 +44,7 @@ def policy_loss(
     sampled_RT: torch.Tensor,
     advantages_R: torch.Tensor,
     learned_RT: torch.Tensor,
-    count: torch.Tensor | int,
+    count: torch.Tensor | float,
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.28,

@@ -16,8 +16,11 @@ class RewardWeights:
     """What each part of the reward counts."""
 
     correct: float = 1.0
+    """Of a right answer."""
     form: float = 0.1
+    """Of tags in due form."""
     diversity: float = 0.1
+    """Of the threads' distance from each other, if the answer is right."""
     diversity_cap: float = 0.5
     """Diversity beyond this earns nothing: too large a weight on it destroys the tags (arXiv 2604.15529)."""
     thread: float = 0.0
@@ -37,6 +40,8 @@ class LatticeReward:
     """In 0..1, whether it was rewarded or not."""
     thread_correct: tuple[float, ...]
     """Whether each thread's answer is right."""
+    threads: tuple[float, ...] = ()
+    """Reward of each thread, where each is rewarded for itself."""
 
 
 def well_formed(tags: Sequence[Tag | None]) -> bool:
@@ -76,3 +81,32 @@ def lattice_reward(
     paid = correct * min(spread, weights.diversity_cap)
     total = weights.correct * correct + weights.form * form + weights.diversity * paid
     return LatticeReward(total, correct, form, spread, right)
+
+
+def independent_reward(
+    result: LatticeResult,
+    check: Callable[[str | None], bool],
+    weights: RewardWeights | None = None,
+    diversity: Callable[[LatticeResult], float] = diversity_of_tokens,
+) -> LatticeReward:
+    """Rewards threads that could not read each other, each for itself: `w_correct right + w_form tagged`. Which of them
+    is best none can know, and to differ from the others is not in its power.
+
+    Args:
+        result: one rollout of the strategy `independent`.
+        check: whether an answer is right.
+        weights: what counts how much.
+        diversity: of the threads, for the log alone.
+
+    Returns:
+        `threads` has the rewards, `total` their mean; `correct` is of the thread that answers for them all, by a vote
+        unless just one calls itself best; `form` is the share of threads that have a tag.
+    """
+    weights = weights or RewardWeights()
+    right = tuple(float(check(thread.answer)) for thread in result.threads)
+    tagged = [float(thread.tag is not None) for thread in result.threads]
+    threads = tuple(weights.correct * r + weights.form * t for r, t in zip(right, tagged, strict=True))
+    count = len(threads)
+    return LatticeReward(
+        sum(threads) / count, right[result.chosen], sum(tagged) / count, diversity(result), right, threads
+    )

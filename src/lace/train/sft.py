@@ -6,7 +6,8 @@ layout (`steps`, `thread_ids`, `lattice_rows`) reaches the grafted layers as pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,6 @@ class _JsonlLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and state.is_world_process_zero:
             run_log.append(self.path, {"step": state.global_step, **logs})
-
-
-def _last_checkpoint(output: Path) -> str | None:
-    """The newest complete checkpoint: the trainer's state is written last, so a kill while saving leaves none."""
-    complete = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
 class _StopAfter(TrainerCallback):
@@ -124,6 +119,8 @@ def train_lattices(
     bf16: bool = False,
     save_every: int = 500,
     log_every: int = 50,
+    report_to: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     arguments: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """Trains all parameters that require gradients; continues from the last checkpoint in `output`, if there is one.
@@ -135,24 +132,32 @@ def train_lattices(
         output: folder of checkpoints and of `log.jsonl`.
         steps: optimiser steps of the whole learning-rate schedule.
         stop_after: end earlier, after this many of them.
-        lattices_per_step: lattices of one optimiser step and process, in `accumulate` equal micro-batches.
+        lattices_per_step: lattices of one optimiser step, over all processes and their `accumulate` micro-batches.
         choice_weight: see `lattice_loss`.
+        report_to: a tracker of transformers besides `log.jsonl`, e.g. tensorboard or trackio.
+        callbacks: further ones of the trainer.
         arguments: further fields of `transformers.TrainingArguments`, e.g. for FSDP.
 
     Returns:
         The trainer, after training.
 
     Raises:
-        ValueError: if the lattices of a step cannot be split evenly over the micro-batches.
+        ValueError: if the lattices of a step cannot be split evenly over processes and micro-batches, or the tracker is
+            not installed.
     """
-    if lattices_per_step % accumulate:
-        raise ValueError(f"{lattices_per_step} lattices a step cannot be accumulated in {accumulate} equal parts")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as every launcher sets it
+    if lattices_per_step % (accumulate * processes):
+        among = f" by {processes} processes" if processes > 1 else ""
+        raise ValueError(
+            f"{lattices_per_step} lattices a step cannot be accumulated in {accumulate} equal parts{among}"
+        )
+    run_log.check_tracker(report_to)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     settings = TrainingArguments(
         output_dir=str(output),
         max_steps=steps,
-        per_device_train_batch_size=lattices_per_step // accumulate,
+        per_device_train_batch_size=lattices_per_step // (accumulate * processes),
         gradient_accumulation_steps=accumulate,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
@@ -167,7 +172,7 @@ def train_lattices(
         save_steps=save_every,
         save_total_limit=2,
         logging_steps=log_every,
-        report_to="none",
+        report_to=report_to or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
@@ -182,7 +187,8 @@ def train_lattices(
         choice_weight=choice_weight,
         train_dataset=dataset,
         data_collator=LatticeCollator(pad_token_id, model.config.get_text_config().vocab_size),
-        callbacks=[_JsonlLog(output / "log.jsonl"), _StopAfter(stop_after or steps)],
+        callbacks=[_JsonlLog(output / "log.jsonl"), _StopAfter(stop_after or steps), *callbacks],
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output))
+    saved = run_log.checkpoints(output, last_written="trainer_state.json")
+    trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
     return trainer
