@@ -7,7 +7,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from lace.lattice.graft import new_lattice_cache
-from tiny import awake_model, batch, logits
+from lace.lattice.size import lattice_size
+from tiny import VOCABULARY, awake_model, batch, logits
 
 PROMPT, STEPS = 3, 7
 
@@ -105,6 +106,32 @@ def test_full_cache_is_one_clear_error() -> None:
         logits(model, layout, lattice_cache=cache)
 
 
-def test_bytes_per_token() -> None:
-    model = awake_model(layers=(1, 3))  # 2 layers x (key + value) x 12 dimensions x 4 bytes
-    assert new_lattice_cache(model, 1, 2, 4).bytes_per_token() == 2 * 2 * 12 * 4
+def test_bytes_per_token_are_what_the_size_says() -> None:
+    model = awake_model(layers=(1, 3))
+    cache = new_lattice_cache(model, 1, 2, 4)
+    expected = 2 * 2 * 12 * 4  # 2 layers x (key + value) x 12 dimensions x 4 bytes
+    assert cache.keys.nbytes + cache.values.nbytes == 2 * 4 * expected
+    assert lattice_size(model).lattice_bytes == expected
+
+
+@pytest.mark.parametrize("visibility", ["strict", "causal", "same_step"])
+@pytest.mark.parametrize("read_self", [False, True])
+def test_swapped_cache_reads_the_next_lattice_and_not_its_own(visibility: str, read_self: bool) -> None:
+    """Change one token: exactly those rows move that read its lattice, and the row itself."""
+    model = awake_model(visibility, layers=(2,), read_self=read_self)
+    given = batch([2, 2, 2], STEPS, [PROMPT] * 3)
+
+    def run(changed: dict[str, torch.Tensor]) -> torch.Tensor:
+        return logits(model, changed, lattice_cache=new_lattice_cache(model, 3, 2, PROMPT + STEPS, swapped=True))
+
+    before = run(given)
+    for row in range(6):
+        changed = {**given, "input_ids": given["input_ids"].clone()}
+        changed["input_ids"][row, PROMPT + 1] = (changed["input_ids"][row, PROMPT + 1] + 1) % VOCABULARY
+        after = run(changed)
+        lattice, place = divmod(row, 2)
+        reader = (lattice - 1) % 3  # reads the next lattice, cyclically
+        readers = {2 * reader + n for n in range(2) if read_self or n != place}
+        moved = {n for n in range(6) if not torch.allclose(before[n], after[n], rtol=1e-5, atol=1e-5)}
+        assert moved == readers | {row}
+        assert torch.equal(before[:, : PROMPT + 1], after[:, : PROMPT + 1])

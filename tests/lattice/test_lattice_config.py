@@ -13,6 +13,7 @@ from lace.lattice.config import CONFIG_NAME, LatticeConfig
         ({"layers": "all"}, "layers must be 'middle-every-other' or a list of layer numbers, not 'all'"),
         ({"layers": ()}, "layers must be distinct and at least one"),
         ({"layers": (2, 2)}, "layers must be distinct"),
+        ({"kind": "rnn"}, "kind must be 'lattice' or 'mlp', not 'rnn'"),
         ({"low_dim": 0}, "low_dim must be at least 1, not 0"),
         ({"num_heads": -1}, "num_heads must be at least 1, not -1"),
         ({"max_thread_id": 0}, "max_thread_id must be at least 1"),
@@ -39,7 +40,9 @@ def test_layers() -> None:
 
 
 def test_save_and_load(tmp_path) -> None:
-    config = LatticeConfig(layers=(1, 3), visibility="causal", gate="none", read_self=True, opening="T{label}:")
+    config = LatticeConfig(
+        kind="mlp", layers=(1, 3), visibility="causal", gate="none", read_self=True, opening="T{label}:"
+    )
     config.save(tmp_path)
     assert LatticeConfig.load(tmp_path) == config
     assert hash(LatticeConfig.load(tmp_path)) == hash(config)

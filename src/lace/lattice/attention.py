@@ -40,6 +40,8 @@ class ThreadLayout:
     sin_RTK: torch.Tensor
     seen_LQE: torch.Tensor
     """Which of the E = 1 + S * N entries (null, then time-major) each of the Q = N * T queries (thread-major) reads."""
+    written_RT: torch.Tensor
+    """Which tokens are in the lattice: what threads have written, not prompt and padding."""
     cache: LatticeCache | None
     slots: slice
     """Slots of the cache that this pass writes."""
@@ -73,8 +75,7 @@ class ThreadLayout:
         slots = slice(0, steps.shape[1])
         key_steps_LSN = steps_LNT.transpose(1, 2)
         if cache is not None:
-            slots = cache.advance(steps_LNT)
-            key_steps_LSN = cache.steps_LSN[:, : slots.stop]
+            slots, key_steps_LSN = cache.advance(steps_LNT)
         threads = torch.arange(rows_LN.shape[1], device=rows_LN.device)
         same_NN = threads[:, None] == threads
         seen_LNTSN = visible(
@@ -86,7 +87,7 @@ class ThreadLayout:
         )
         cos, sin = lattice_angles(config, steps, thread_ids)
         seen_LQE = nn.functional.pad(seen_LNTSN.flatten(3).flatten(1, 2), (1, 0), value=True)
-        return cls(rows_LN, place_R, cos, sin, seen_LQE, cache, slots)
+        return cls(rows_LN, place_R, cos, sin, seen_LQE, steps >= 0, cache, slots)
 
 
 class LatticeAttention(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+Kind = Literal["lattice", "mlp"]
 Visibility = Literal["strict", "causal", "same_step"]
 VISIBILITIES: tuple[Visibility, ...] = ("strict", "causal", "same_step")
 CONFIG_NAME = "lattice_config.json"
@@ -21,6 +22,8 @@ class LatticeConfig:
         ValueError: one line that names the field and what it may be.
     """
 
+    kind: Kind = "lattice"
+    """`lattice`: threads read each other. `mlp`: a control as large that exchanges nothing (`mlp_control.py`)."""
     layers: str | tuple[int, ...] = "middle-every-other"
     """Decoder layers that get a lattice: from the middle layer on, every other one (the paper's choice), or a list."""
     low_dim: int = 128
@@ -30,7 +33,7 @@ class LatticeConfig:
     time_dims: int = 48
     """Rotary dimensions of a head that turn with the generated step (`d_t` in the paper)."""
     thread_dims: int = 16
-    """Rotary dimensions of a head that turn with the thread id (`d_b` in the paper)."""
+    """Rotary dimensions of a head that turn with the thread id (`d_b` in the paper); 0: ids are not encoded."""
     visibility: Visibility = "strict"
     """Entries a query at step t reads: `strict` s < t, `causal` s <= t, `same_step` s == t (no memory)."""
     read_self: bool = False
@@ -52,6 +55,8 @@ class LatticeConfig:
         return self.time_dims + self.thread_dims
 
     def __post_init__(self) -> None:
+        if self.kind not in ("lattice", "mlp"):
+            raise ValueError(f"kind must be 'lattice' or 'mlp', not {self.kind!r}")
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", tuple(self.layers))
         numbered = isinstance(self.layers, tuple) and all(isinstance(index, int) for index in self.layers)

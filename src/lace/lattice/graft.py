@@ -1,7 +1,7 @@
 """Grafts lattices onto any transformers decoder whose layers have `self_attn.o_proj`.
 
-Nothing of the base model is replaced. A `LatticeAttention` becomes a submodule of each chosen `self_attn`, and three
-kinds of forward hooks lead the data past it:
+Nothing of the base model is replaced. A side path (`LatticeAttention`, or the control `MLPControl`) becomes a submodule
+of each chosen `self_attn`, and three kinds of forward hooks lead the data past it:
 
     decoder(..., steps, thread_ids, lattice_rows, lattice_cache)   pre-hook: forward arguments -> one ThreadLayout
       layer.self_attn(..., thread_layout)                          pre-hook: takes the layout aside
@@ -24,8 +24,10 @@ from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.cache import LatticeCache
 from lace.lattice.config import LatticeConfig
 from lace.lattice.fingerprint import fingerprint
+from lace.lattice.mlp_control import MLPControl
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+SidePath = LatticeAttention | MLPControl
 LAYOUT_ARGUMENTS = ("steps", "thread_ids", "lattice_rows")
 
 
@@ -73,11 +75,12 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
-def _attach(attention: nn.Module, config: LatticeConfig, place: int, decoder: _DecoderHook) -> LatticeAttention:
+def _attach(attention: nn.Module, config: LatticeConfig, place: int, decoder: _DecoderHook) -> SidePath:
     o_proj: Any = attention.o_proj
     weight = next(attention.parameters())
     wide = weight.dtype.is_floating_point and weight.dtype.itemsize > 1  # else a quantised layer: keep the default
-    lattice = LatticeAttention(o_proj.in_features, config, place)
+    side_path = MLPControl if config.kind == "mlp" else LatticeAttention
+    lattice: SidePath = side_path(o_proj.in_features, config, place)
     lattice.to(device=weight.device, dtype=weight.dtype if wide else None)
     attention.lattice = lattice
     hooks = _AttentionHooks(lattice, decoder)
@@ -89,7 +92,7 @@ def _attach(attention: nn.Module, config: LatticeConfig, place: int, decoder: _D
 class _AttentionHooks:
     """Carries the layout from a `self_attn` call to the `o_proj` call inside of it."""
 
-    def __init__(self, lattice: LatticeAttention, decoder: _DecoderHook) -> None:
+    def __init__(self, lattice: SidePath, decoder: _DecoderHook) -> None:
         self.lattice, self.decoder = lattice, decoder
         self.layout: ThreadLayout | None = None
 
@@ -112,7 +115,7 @@ class _DecoderHook:
 
     def __init__(self, model_type: str) -> None:
         self.model_type = model_type
-        self.lattices: list[LatticeAttention] = []
+        self.lattices: list[SidePath] = []
         self.undelivered = False
         """Whether a layout was built in this pass that no attention layer has seen yet."""
 
@@ -138,9 +141,9 @@ class _DecoderHook:
             )
 
 
-def lattice_layers(model: nn.Module) -> list[LatticeAttention]:
+def lattice_layers(model: nn.Module) -> list[SidePath]:
     """The grafted side paths of a model, in the order of its layers; empty for a plain model."""
-    return [module for module in model.modules() if isinstance(module, LatticeAttention)]
+    return [module for module in model.modules() if isinstance(module, SidePath)]
 
 
 @contextmanager
@@ -176,8 +179,15 @@ def lattice_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if ".lattice." in name)
 
 
-def new_lattice_cache(model: PreTrainedModel, lattices: int, threads: int, max_steps: int) -> LatticeCache:
-    """An empty lattice cache on the model's device and in its dtype."""
-    layers = lattice_layers(model)
-    weight = layers[0].up_proj.weight
-    return LatticeCache(layers[0].config, len(layers), lattices, threads, max_steps, weight.dtype, weight.device)
+def new_lattice_cache(
+    model: PreTrainedModel, lattices: int, threads: int, max_steps: int, *, swapped: bool = False
+) -> LatticeCache:
+    """An empty lattice cache on the model's device and in its dtype; of no size for a control that exchanges nothing.
+
+    Args:
+        model: a grafted model.
+        lattices, threads, max_steps, swapped: see `LatticeCache`.
+    """
+    config, weight = lattice_layers(model)[0].config, lattice_layers(model)[0].up_proj.weight
+    count = sum(isinstance(layer, LatticeAttention) for layer in lattice_layers(model))
+    return LatticeCache(config, count, lattices, threads, max_steps, weight.dtype, weight.device, swapped=swapped)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from lace.lattice.attention import LatticeAttention
 from lace.lattice.graft import lattice_layers, lattice_parameters
 
 
@@ -19,7 +20,7 @@ class LatticeSize:
     """New parameters of the lattice."""
     base_parameters: int
     lattice_bytes: int
-    """Lattice cache, bytes per token of one thread."""
+    """Lattice cache, bytes per token of one thread; 0 for a control that exchanges nothing."""
     main_bytes: int
     """Main key-value cache, bytes per token of one thread."""
 
@@ -38,12 +39,12 @@ def lattice_size(model: PreTrainedModel) -> LatticeSize:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     element = next(model.parameters()).element_size()
-    carriers = lattice_layers(model)
+    readers = [layer for layer in lattice_layers(model) if isinstance(layer, LatticeAttention)]
     indices = [n for n, layer in enumerate(model.get_decoder().layers) if lattice_layers(layer)]
     return LatticeSize(
         layers=indices,
         parameters=lattice,
         base_parameters=total - lattice,
-        lattice_bytes=sum(2 * layer.config.head_dim * element for layer in carriers),
+        lattice_bytes=sum(2 * layer.config.head_dim * element for layer in readers),
         main_bytes=2 * config.num_hidden_layers * kv_heads * head_dim * element,
     )
