@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from lace.engine.engine import Engine
-from lace.engine.reference import generate_reference
+from lace.engine.reference import generate_reference, generate_swapped_reference
 from lace.engine.result import LatticeResult, TokenEvent
 from lace.engine.sampling import SamplingParams
 from lace.lattice.graft import graft
@@ -26,14 +27,14 @@ VARIED = [
 def new_model(
     tokenizer: PreTrainedTokenizerFast, family: str = "qwen3", *, fresh: bool = False, **settings: object
 ) -> PreTrainedModel:
-    """A tiny random model over the real vocabulary; enough of its tokens are end tokens to end threads early."""
+    """A tiny random model over the real vocabulary; 1 of 12 tokens is an end token, to end threads early."""
     config = copy.deepcopy(FAMILIES[family])
     config.vocab_size, config.eos_token_id, config.bos_token_id = len(tokenizer), tokenizer.eos_token_id, 1
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     head = model.get_output_embeddings()
-    head.weight.data = head.weight.data.clone() * 40
-    model.generation_config.eos_token_id = list(range(40))
+    head.weight.data = head.weight.data.clone() * 20
+    model.generation_config.eos_token_id = list(range(len(tokenizer) // 12))
     graft(model, tiny_config(opening="Thread {label}:", **settings))
     return model if fresh else wake(model)
 
@@ -64,6 +65,69 @@ def test_independent_is_the_reference_without_lattice(tokenizer: PreTrainedToken
         generate_reference(model, tokenizer, p, s, lattice=False) for p, s in zip(PROMPTS, VARIED, strict=True)
     ]
     assert found != token_ids(engine.generate(PROMPTS, VARIED))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"visibility": "same_step", "thread_dims": 0}, {"thread_dims": 0}, {"kind": "mlp"}],
+    ids=["bridge", "no thread encoding", "p-match"],
+)
+def test_controls_match_reference(settings: dict[str, object], tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer, **settings)
+    engine = Engine(model, tokenizer)
+    found = token_ids(engine.generate(PROMPTS, VARIED))
+    assert found == [generate_reference(model, tokenizer, p, s) for p, s in zip(PROMPTS, VARIED, strict=True)]
+    assert found != token_ids(engine.generate(PROMPTS, VARIED, strategy="independent"))
+
+
+SWAPPED = [replace(VARIED[0], max_tokens=m, seed=seed) for m, seed in ((2, 1), (14, 2), (9, 3))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"visibility": "causal", "read_self": True}, {"visibility": "same_step"}, {"layers": (1, 3)}, {"kind": "mlp"}],
+    ids=str,
+)
+def test_swapped_matches_reference(settings: dict[str, object], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Although the first lattice, which the last one reads, ends long before it."""
+    model = new_model(tokenizer, **settings)
+    results = Engine(model, tokenizer).generate(PROMPTS, SWAPPED, strategy="swapped")
+    assert token_ids(results) == generate_swapped_reference(model, tokenizer, PROMPTS, SWAPPED)
+    assert {result.strategy for result in results} == {"swapped"}
+    assert results[0].steps < results[2].steps
+
+
+def test_swapped_lattices_share_their_labels(tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = Engine(new_model(tokenizer), tokenizer)
+    usual = engine.generate(PROMPTS, SWAPPED)
+    swapped = engine.generate(PROMPTS, SWAPPED, strategy="swapped")
+    labels = [[thread.label for thread in result.threads] for result in swapped]
+    assert labels == [[thread.label for thread in usual[0].threads]] * 3
+    assert token_ids(swapped) != token_ids(usual)
+
+
+def test_swapped_thread_reads_the_next_prompt_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The second prompt's threads read the third's, so that another third prompt changes what they say; the first's
+    read the second's alone, in which the change shows no earlier than in its first sampled token."""
+    engine = Engine(new_model(tokenizer, layers=(3,)), tokenizer)
+    params = [replace(SWAPPED[1], max_tokens=1, seed=n) for n in range(3)]
+    other = [*PROMPTS[:2], "Use 2, 4 and 19 to make 38"]
+    logprobs = [
+        [[thread.logprobs[0] for thread in result.threads] for result in engine.generate(p, params, strategy="swapped")]
+        for p in (PROMPTS, other)
+    ]
+    assert logprobs[0][0] == pytest.approx(logprobs[1][0], abs=1e-5)
+    assert all(abs(a - b) > 1e-3 for a, b in zip(logprobs[0][1], logprobs[1][1], strict=True))
+
+
+@pytest.mark.parametrize(("prompts", "max_rows"), [(2, 1), (3, 1), (5, 1), (7, 9), (8, 9), (9, 100)])
+def test_no_swapped_lattice_is_left_alone(prompts: int, max_rows: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = Engine(new_model(tokenizer), tokenizer, max_rows=max_rows)
+    params = SamplingParams(threads=3, max_tokens=2)
+    lattices = engine._admit([f"Use {n + 1} and 2 to make 9" for n in range(prompts)], params, "swapped", lazy=True)
+    batches = list(engine._batches(lattices, "swapped"))
+    assert [lattice for batch in batches for lattice in batch] == lattices
+    assert all(2 <= len(batch) <= max(3, max_rows // 3) for batch in batches)
 
 
 def test_some_threads_end_before_others(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -220,8 +284,11 @@ def test_plain_model_generates_independent_threads(tokenizer: PreTrainedTokenize
     config.vocab_size = len(tokenizer)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    found = Engine(model, tokenizer).generate(PROMPTS[0], SamplingParams(threads=2, max_tokens=5))[0]
+    engine = Engine(model, tokenizer)
+    found = engine.generate(PROMPTS[0], SamplingParams(threads=2, max_tokens=5))[0]
     assert [len(thread.token_ids) for thread in found.threads] == [5, 5]
+    with pytest.raises(ValueError, match="swapped needs a model with a lattice"):
+        engine.generate(PROMPTS, strategy="swapped")
 
 
 BAD_CALLS = {
@@ -229,6 +296,9 @@ BAD_CALLS = {
     "strategy must be": (PROMPTS, None, "chorus"),
     "too long": (PROMPTS[:1], SamplingParams(max_tokens=4000), "lace"),
     "as many sampling parameters": (PROMPTS, VARIED[:2], "lace"),
+    "at least two prompts": (PROMPTS[:1], None, "swapped"),
+    "all different": ([PROMPTS[0], PROMPTS[0]], None, "swapped"),
+    r"same number of threads for all prompts, not \[1, 3, 5\]": (PROMPTS, VARIED, "swapped"),
 }
 
 

@@ -76,7 +76,8 @@ class Engine:
         model: any causal language model of transformers; without a lattice its threads are independent.
         tokenizer: the model's.
         max_rows: threads that decode at the same time at most; more prompts wait for the next batch (one lattice
-            may have more). Results do not depend on it but for rounding.
+            may have more). Results do not depend on it but for rounding, except that it decides who is read by whom in
+            the strategy `swapped`.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = 512) -> None:
@@ -97,16 +98,20 @@ class Engine:
         Args:
             prompts: one text or several.
             params: for all prompts, or one for each.
-            strategy: `lace`, or `independent` to switch the lattice off.
+            strategy: `lace`; `independent` to switch the lattice off; or `swapped`, a control that asks whether the
+                content of the lattice matters: each prompt's threads read, by the usual rule, the threads of the next
+                prompt of the batch instead of each other (the last prompt's those of the first). Labels that they read
+                are then still those of threads beside them, since all prompts share the labels of the first's seed.
 
         Returns:
             One result per prompt, in order.
 
         Raises:
-            ValueError: one line, for an empty prompt, a prompt too long for the model, or wrong parameters.
+            ValueError: one line, for an empty prompt, a prompt too long for the model, wrong parameters, or prompts
+                that cannot be swapped.
         """
         lattices = self._admit(prompts, params, strategy, lazy=True)
-        for batch in self._batches(lattices):
+        for batch in self._batches(lattices, strategy):
             for _ in self._decode(batch, strategy):
                 pass
         return [self._result(lattice, strategy) for lattice in lattices]
@@ -126,7 +131,7 @@ class Engine:
         lattices = self._admit(prompts, params, strategy, lazy=False)
 
         def events() -> Iterator[TokenEvent | LatticeResult]:
-            for batch in self._batches(lattices):
+            for batch in self._batches(lattices, strategy):
                 open_lattices = list(batch)
                 for step_events in self._decode(batch, strategy):
                     yield from step_events
@@ -154,13 +159,27 @@ class Engine:
             raise ValueError(f"{len(prompts)} prompts need as many sampling parameters, not {len(each)}")
         if strategy == "independent":  # nobody can know that another thread is done
             each = [replace(p, grace=None) for p in each]
-        return [self._new_lattice(n, text, p, lazy) for n, (text, p) in enumerate(zip(prompts, each, strict=True))]
+        labels = [draw_thread_ids(p, self.config) for p in each]
+        if strategy == "swapped":
+            self._check_swap(prompts, each)
+            labels = [labels[0]] * len(prompts)
+        return [
+            self._new_lattice(n, text, p, own, lazy)
+            for n, (text, p, own) in enumerate(zip(prompts, each, labels, strict=True))
+        ]
 
-    def _new_lattice(self, index: int, prompt: str, params: SamplingParams, lazy: bool) -> _Lattice:
+    def _check_swap(self, prompts: list[str], each: list[SamplingParams]) -> None:
+        if self.config is None:
+            raise ValueError("the strategy swapped needs a model with a lattice; graft one with lace.graft")
+        if len(prompts) < 2 or len(set(prompts)) < len(prompts):
+            raise ValueError("the strategy swapped needs at least two prompts, all different: each reads another")
+        if len(counts := sorted({p.threads for p in each})) > 1:
+            raise ValueError(f"the strategy swapped needs the same number of threads for all prompts, not {counts}")
+
+    def _new_lattice(self, index: int, prompt: str, params: SamplingParams, labels: list[int], lazy: bool) -> _Lattice:
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"prompt {index} is empty")
         prompt_ids = list(self.tokenizer(prompt)["input_ids"])
-        labels = draw_thread_ids(params, self.config)
         opening = self.config.opening if self.config else ""
         threads = []
         for label in labels:
@@ -175,8 +194,16 @@ class Engine:
         lattice.uniforms_SN = draw_uniforms(params, lattice.max_steps)
         return lattice
 
-    def _batches(self, lattices: list[_Lattice]) -> Iterator[list[_Lattice]]:
-        """Splits lattices, in order, into batches of at most `max_rows` threads; a lattice is never torn apart."""
+    def _batches(self, lattices: list[_Lattice], strategy: str) -> Iterator[list[_Lattice]]:
+        """Splits lattices, in order, into batches of at most `max_rows` threads; a lattice is never torn apart.
+
+        Swapped ones in equal parts of at least two, one above `max_rows` where it must be: none is left alone.
+        """
+        if strategy == "swapped":
+            fitting = max(2, self.max_rows // len(lattices[0].threads))
+            count = min(-(-len(lattices) // fitting), len(lattices) // 2)
+            yield from (lattices[n * len(lattices) // count : (n + 1) * len(lattices) // count] for n in range(count))
+            return
         batch: list[_Lattice] = []
         for lattice in lattices:
             if batch and sum(len(x.threads) for x in [*batch, lattice]) > self.max_rows:
@@ -192,7 +219,7 @@ class Engine:
     def _decode(self, lattices: list[_Lattice], strategy: str) -> Iterator[list[TokenEvent]]:
         """Runs a batch to its end; yields the events of each step."""
         started = time.perf_counter()
-        state = _DecodingState(self.model, lattices, with_lattice=strategy == "lace")
+        state = _DecodingState(self.model, lattices, strategy)
         step = 0
         while True:
             tokens, logprobs = state.choose(step)
@@ -284,10 +311,11 @@ class _DecodingState:
     Shape letters: P prompts (= lattices), N threads of the largest, R rows that are computed, T padded prompt tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, lattices: list[_Lattice], *, with_lattice: bool) -> None:
+    def __init__(self, model: PreTrainedModel, lattices: list[_Lattice], strategy: str) -> None:
         self.model, self.lattices = model, lattices
         self.device = model.device
-        self.with_lattice = with_lattice and bool(lattice_layers(model))
+        self.with_lattice = strategy != "independent" and bool(lattice_layers(model))
+        self.swapped = strategy == "swapped"
         self.places = [(lattice, n) for lattice in lattices for n in range(len(lattice.threads))]
         """Lattice and thread of each row."""
         self.slot = {id(lattice): number for number, lattice in enumerate(lattices)}
@@ -329,7 +357,9 @@ class _DecodingState:
         self.prompt_width = longest
         self.lengths_R = mask_PT.sum(dim=1)[prompt_R]
         self.lattice_cache = (
-            new_lattice_cache(self.model, len(self.lattices), self.width, steps) if self.with_lattice else None
+            new_lattice_cache(self.model, len(self.lattices), self.width, steps, swapped=self.swapped)
+            if self.with_lattice
+            else None
         )
 
     def _describe_rows(self) -> None:
@@ -365,13 +395,15 @@ class _DecodingState:
     def advance(self, tokens: list[int], step: int) -> None:
         """Feeds the tokens of `step` to the model.
 
-        A thread's last token is fed too, if the lattice goes on: it stays readable for the others, as in training.
+        A thread's last token is fed too, if somebody goes on who can read it: it stays readable, as in training.
         """
         live = [
             thread.finish is None or len(thread.opening) + len(thread.token_ids) == step + 1
             for thread in (lattice.threads[n] for lattice, n in self.places)
         ]
-        wanted = [alive and lattice.running for alive, (lattice, _) in zip(live, self.places, strict=True)]
+        wanted = [
+            alive and (lattice.running or self.swapped) for alive, (lattice, _) in zip(live, self.places, strict=True)
+        ]
         if sum(wanted) < COMPACT_BELOW * len(wanted):
             tokens = [token for token, want in zip(tokens, wanted, strict=True) if want]
             self._compact(wanted)
@@ -397,14 +429,14 @@ class _DecodingState:
         self.logits_RV = out.logits[:, -1]
 
     def _compact(self, wanted: list[bool]) -> None:
-        """Drops rows that nobody needs any more, and lattices that have ended; entries of dropped rows of a running
-        lattice stay in its lattice cache."""
+        """Drops rows that nobody needs any more, and lattices that have ended (swapped ones stay, another may read
+        them); entries of dropped rows of a lattice that stays remain in its lattice cache."""
         index = torch.tensor([row for row, want in enumerate(wanted) if want], device=self.device)
         self.cache.keep(index)
         self.mask_RC, self.lengths_R = self.mask_RC[index], self.lengths_R[index]
         self.uniforms_SR = self.uniforms_SR[:, index]
         self.places = [place for place, want in zip(self.places, wanted, strict=True) if want]
-        going = [lattice for lattice in self.lattices if lattice.running]
+        going = [lattice for lattice in self.lattices if lattice.running or self.swapped]
         if self.lattice_cache is not None and len(going) < len(self.slot):
             kept = torch.tensor([self.slot[id(lattice)] for lattice in going], device=self.device)
             self.lattice_cache.keep_lattices(kept)

@@ -9,8 +9,9 @@ from lace.engine.selection import ChosenBy, Tag
 
 FinishReason = Literal["eos", "stop", "length", "lattice"]
 """End token; stop text; `max_tokens`; early stop, since another thread had closed with `[[best]]`."""
-Strategy = Literal["lace", "independent"]
-STRATEGIES: tuple[Strategy, ...] = ("lace", "independent")
+Strategy = Literal["lace", "independent", "swapped"]
+"""Threads read each other; the lattice is off; a control: threads read those of another prompt."""
+STRATEGIES: tuple[Strategy, ...] = ("lace", "independent", "swapped")
 
 
 @dataclass(frozen=True)
