@@ -10,7 +10,7 @@ import reasoning_gym
 from lace.tasks.chain_sum import MAX_VALUE, Puzzle, generate, parse, puzzles, read_trace
 from lace.tasks.task import get_task
 
-PUZZLE = Puzzle(412, (35, -68, -20, 11))
+PUZZLE = Puzzle(112, (35, -68, -20, 11))
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,7 @@ def gym():
     return reasoning_gym.create_dataset("chain_sum", size=30, seed=3, min_terms=3, max_terms=9, min_digits=2)
 
 
-@pytest.mark.parametrize(
-    "answer", ["370", "371", " 370 ", "-370", "3 70", "none", "", None, "9" * 5000, "370 [[best]]"]
-)
+@pytest.mark.parametrize("answer", ["70", "71", " 70 ", "-70", "7 0", "none", "", None, "9" * 1500, "70 [[best]]"])
 def test_score_agrees_with_reasoning_gym(gym, answer: str | None) -> None:
     assert PUZZLE.check(answer) == (gym.score_answer(answer, PUZZLE.to_entry()) == 1.0)
 
@@ -33,7 +31,7 @@ def test_questions_of_reasoning_gym_are_read(gym) -> None:
 
 
 def test_prompts_are_read_back() -> None:
-    assert PUZZLE.prompt == "Compute 412 + 35 - 68 - 20 + 11"
+    assert PUZZLE.prompt == "Compute 112 + 35 - 68 - 20 + 11"
     assert parse(PUZZLE.prompt) == PUZZLE
 
 
@@ -67,14 +65,14 @@ def test_splits_are_disjoint_and_draws_repeat() -> None:
     ("text", "expected"),
     [
         (
-            "412 + 35 = 447 , 447 - 68 = 379 , ok 379 , 379 - 20 = 359 , 359 + 11 = 370 , ok 370 , answer: 370",
+            "112 + 35 = 147 , 147 - 68 = 79 , ok 79 , 79 - 20 = 59 , 59 + 11 = 70 , ok 70 , answer: 70",
             (4, 0, 0),
         ),
-        ("412 - 68 = 344 , 344 + 35 = 379 , ok 379 , 379 + 11 = 390 , 390 - 20 = 370 , keep 370", (4, 0, 0)),
-        ("412 + 35 = 448 , 448 - 68 = 380 , fix 379 , 379 - 20 = 359 , 359 + 11 = 370 , ok 370", (4, 1, 0)),
-        ("412 + 35 = 447 , 447 - 20 = 427 , ok 427", (2, 0, 1)),
-        ("412 + 35 = 447 , 447 + 35 = 482 , ok 482", (2, 0, 1)),
-        ("412 + 35 = 447 , 446 - 68 = 378 , ok 378", (2, 0, 1)),
+        ("112 - 68 = 44 , 44 + 35 = 79 , ok 79 , 79 + 11 = 90 , 90 - 20 = 70 , keep 70", (4, 0, 0)),
+        ("112 + 35 = 148 , 148 - 68 = 80 , fix 79 , 79 - 20 = 59 , 59 + 11 = 70 , ok 70", (4, 1, 0)),
+        ("112 + 35 = 147 , 147 - 20 = 127 , ok 127", (2, 0, 1)),
+        ("112 + 35 = 147 , 147 + 35 = 182 , ok 182", (2, 0, 1)),
+        ("112 + 35 = 147 , 146 - 68 = 78 , ok 78", (2, 0, 1)),
         ("1 + " + "9" * 6000 + " = 3", (1, 1, 0)),
         ("", (0, 0, 0)),
     ],

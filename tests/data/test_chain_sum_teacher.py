@@ -43,8 +43,8 @@ def test_threads_end_with_the_right_answer_however_often_they_slip(coordinated: 
 
 
 def test_verdicts_say_who_was_wrong() -> None:
-    puzzle = parse("Compute 412 + 35 - 68")
-    results = iter([447, 379, 447, 380, 344, 379])
+    puzzle = parse("Compute 112 + 35 - 68")
+    results = iter([147, 79, 147, 80, 44, 79])
 
     class Scripted(Random):
         def sample(self, population, k, **kwargs):  # the last thread takes the terms the other way round
@@ -58,11 +58,11 @@ def test_verdicts_say_who_was_wrong() -> None:
 
     record, slips = write_chain_sum(puzzle, LABELS, Scripted(0), coordinated=True, adder=adder)
     texts = [" ".join(thread.tokens[3:]) for thread in record.threads]
-    assert texts[0] == "412 + 35 = 447 , 447 - 68 = 379 , keep 379 , answer: 379 [[success]] <eos>"
-    assert texts[1] == "412 + 35 = 447 , 447 - 68 = 380 , fix 379 , answer: 379 [[best]] <eos>"
-    assert texts[2].startswith("412 - 68 = 344 , 344 + 35 = 379 , keep 379 ,")
+    assert texts[0] == "112 + 35 = 147 , 147 - 68 = 79 , keep 79 , answer: 79 [[success]] <eos>"
+    assert texts[1] == "112 + 35 = 147 , 147 - 68 = 80 , fix 79 , answer: 79 [[best]] <eos>"
+    assert texts[2].startswith("112 - 68 = 44 , 44 + 35 = 79 , keep 79 ,")
     assert slips == [set(), {13}, set()]
-    assert record.threads[1].tokens[13] == "380"
+    assert record.threads[1].tokens[13] == "80"
     verdict = record.threads[1].tokens.index("fix")
     assert {(r.step, r.source, r.source_step) for r in record.threads[1].references} == {
         (step, source, verdict - 2) for step in (verdict, verdict + 1) for source in (0, 2)
@@ -81,8 +81,8 @@ def test_slips_are_not_learned_and_corrections_are(tmp_path: Path) -> None:
         for ids, learned in zip(item.tokens, item.learned, strict=True):
             words = tokenizer.convert_ids_to_tokens(ids)
             for step, word in enumerate(words):
-                # Nothing but a slip makes 7 here: a right result is 7 in one case of a thousand.
-                assert learned[step] == (step >= 3 and not (words[step - 1] == "=" and word == "7"))
+                slip = words[step - 1] == "=" and not _true(words[step - 4 : step + 1])
+                assert learned[step] == (step >= 3 and not slip)
                 slipped += step >= 3 and not learned[step]
                 if word == "fix":
                     assert learned[step]
@@ -90,19 +90,24 @@ def test_slips_are_not_learned_and_corrections_are(tmp_path: Path) -> None:
     assert slipped > 30
 
 
+def _true(equation: list[str]) -> bool:
+    x, sign, y, _, value = equation
+    return int(value) == int(x) + (int(y) if sign == "+" else -int(y))
+
+
 def test_mistakes_come_as_often_as_the_table_says(tmp_path: Path) -> None:
     results, chances = torch.zeros(*SHAPE, 2), torch.zeros(*SHAPE, 2)
-    results[1, 500, 20] = torch.tensor([481, 470])
-    chances[1, 500, 20] = torch.tensor([0.2, 0.1])
+    results[1, 150, 20] = torch.tensor([131, 120])
+    chances[1, 150, 20] = torch.tensor([0.2, 0.1])
     Mistakes(results, chances).save(tmp_path / "table.safetensors")
     table = Mistakes.load(tmp_path / "table.safetensors", rate=2.0)
     rng = Random(0)
-    drawn = [table.draw(rng, 500, -20) for _ in range(4000)]
-    assert set(drawn) == {480, 481, 470}
-    assert drawn.count(481) / 4000 == pytest.approx(0.4, abs=0.03)
-    assert drawn.count(470) / 4000 == pytest.approx(0.2, abs=0.03)
-    assert {table.draw(rng, 500, 20) for _ in range(100)} == {520}
-    assert table.draw(rng, 5000, 20) == 5020
+    drawn = [table.draw(rng, 150, -20) for _ in range(4000)]
+    assert set(drawn) == {130, 131, 120}
+    assert drawn.count(131) / 4000 == pytest.approx(0.4, abs=0.03)
+    assert drawn.count(120) / 4000 == pytest.approx(0.2, abs=0.03)
+    assert {table.draw(rng, 150, 20) for _ in range(100)} == {170}
+    assert table.draw(rng, 900, 20) == 920
 
 
 def test_a_missing_or_foreign_table_is_one_clear_line(tmp_path: Path) -> None:

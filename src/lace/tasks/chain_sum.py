@@ -3,7 +3,7 @@
 Puzzles and scores agree with reasoning-gym's `chain_sum`; `tests/test_chain_sum.py` checks that against the package
 itself. A *trace* takes the terms in blocks of two, in either order, and ends each block with a verdict and its value:
 
-    412 + 35 = 447 , 447 - 68 = 379 , ok 379 , ...
+    112 + 35 = 147 , 147 - 68 = 79 , ok 79 , ...
 
 `ok`: this value stands, and nobody was seen to have another; `keep`: it stands against another thread's; `fix`: it was
 wrong, and the value behind the word replaces it. Values are whole numbers from 1 to `MAX_VALUE`, whichever order the
@@ -20,7 +20,7 @@ from typing import Any
 
 from lace.tasks.task import Split, TraceReport, different
 
-MAX_VALUE = 999
+MAX_VALUE = 199
 """Largest value of a step in a trace."""
 MIN_TERM, MAX_TERM = 10, 99
 BLOCK = 2
@@ -42,7 +42,7 @@ class Puzzle:
 
     @property
     def prompt(self) -> str:
-        """The canonical question, e.g. `Compute 412 + 35 - 68`."""
+        """The canonical question, e.g. `Compute 112 + 35 - 68`."""
         return f"Compute {self.expression}"
 
     @property
@@ -92,15 +92,15 @@ def parse(text: str) -> Puzzle:
     """
     match = _QUESTION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"not a chained sum: {text.strip()[:80]!r}; write for example 'Compute 412 + 35 - 68'")
+        raise ValueError(f"not a chained sum: {text.strip()[:80]!r}; write for example 'Compute 112 + 35 - 68'")
     start, *terms = (int(term.replace(" ", "")) for term in re.findall(r"[-+]?\s*\d+", match["expression"]))
     return Puzzle(start, tuple(terms))
 
 
 def generate(rng: Random, split: Split) -> Puzzle:
-    """Draws a puzzle of one split: a start in 100..899, terms of two digits, `MIN_BLOCKS` to `MAX_BLOCKS` blocks."""
+    """Draws a puzzle of one split: a start in 20..179, terms of two digits, `MIN_BLOCKS` to `MAX_BLOCKS` blocks."""
     while True:
-        start = value = rng.randint(100, 899)
+        start = value = rng.randint(20, MAX_VALUE - 20)
         terms: list[int] = []
         blocks = rng.randint(MIN_BLOCKS, MAX_BLOCKS)
         while len(terms) < BLOCK * blocks:
