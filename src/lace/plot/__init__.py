@@ -1,0 +1,1 @@
+"""Figures of training runs and of evaluation reports; needs matplotlib (the extra `plot`)."""
