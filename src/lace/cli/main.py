@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from lace.cli import evaluate, graft, info, solve
+from lace.cli import evaluate, graft, info, plot, solve
 
 app = typer.Typer(
     name="lace",
@@ -20,6 +20,7 @@ app.command("solve")(solve.solve)
 app.add_typer(evaluate.app, name="eval")
 app.command("graft")(graft.graft)
 app.command("info")(info.info)
+app.command("plot")(plot.plot)
 
 
 def main() -> None:
