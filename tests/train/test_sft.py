@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
 from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED
@@ -68,36 +68,58 @@ def test_loss_falls_and_the_lattice_learns(tokenizer: PreTrainedTokenizerFast, t
 def test_accumulation_equals_one_large_batch(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Although the lattices differ in their number of tokens: the mean is over tokens, not over micro-batches."""
     logs = []
-    for accumulate in (1, 4):
+    for accumulate in (1, 8):
         output = tmp_path / str(accumulate)
         train_lattices(
             _model(tokenizer),
-            _Lattices(tokenizer, 4),
+            _Lattices(tokenizer, 8),
             tokenizer.pad_token_id,
             output,
             steps=2,
-            lattices_per_step=4,
+            lattices_per_step=8,
             accumulate=accumulate,
             **SETTINGS,
         )
         logs.append(_log(output))
-    for one, four in zip(*logs, strict=True):
-        assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
-        assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+    for one, eight in zip(*logs, strict=True):
+        assert eight["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert eight["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
-def test_uneven_accumulation_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="4 lattices a step cannot be accumulated in 3 equal parts"):
-        train_lattices(
-            _model(tokenizer),
-            _Lattices(tokenizer, 4),
-            0,
-            tmp_path,
-            steps=1,
-            lattices_per_step=4,
-            accumulate=3,
-            **SETTINGS,
-        )
+@pytest.mark.parametrize(
+    ("processes", "settings", "message"),
+    [
+        ("1", {"accumulate": 3}, "4 lattices a step cannot be accumulated in 3 equal parts$"),
+        ("3", {"accumulate": 1}, "4 lattices a step cannot be accumulated in 1 equal parts by 3 processes"),
+        ("1", {"report_to": "no_such_tracker"}, "no_such_tracker is not installed: pip install no_such_tracker"),
+    ],
+)
+def test_a_run_that_cannot_be(
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processes: str,
+    settings: dict,
+    message: str,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    given = {**SETTINGS, "steps": 1, "lattices_per_step": 4, **settings}
+    with pytest.raises(ValueError, match=message):
+        train_lattices(_model(tokenizer), _Lattices(tokenizer, 4), 0, tmp_path, **given)
+
+
+class _Count(TrainerCallback):
+    steps = 0
+
+    def on_step_end(self, *arguments: object, **more: object) -> None:
+        self.steps += 1
+
+
+def test_callbacks_are_told_every_step(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    count = _Count()
+    given = {**SETTINGS, "steps": 3, "lattices_per_step": 1, "callbacks": [count]}
+    train_lattices(_model(tokenizer), _Lattices(tokenizer, 1), tokenizer.pad_token_id, tmp_path, **given)
+    assert count.steps == 3
 
 
 @pytest.mark.parametrize("broken_checkpoint", [False, True])

@@ -50,7 +50,7 @@ class EmbeddingDiversity:
         ).to(self.model.device)
         hidden_NTD = self.model(**batch).last_hidden_state
         mask_NT1 = batch["attention_mask"][..., None].to(hidden_NTD.dtype)
-        return torch.nn.functional.normalize((hidden_NTD * mask_NT1).sum(1) / mask_NT1.sum(1), dim=-1)
+        return torch.nn.functional.normalize((hidden_NTD * mask_NT1).sum(1) / mask_NT1.sum(1).clamp(min=1), dim=-1)
 
     def __call__(self, result: LatticeResult) -> float:
         """Of the threads of a lattice, in 0..1."""

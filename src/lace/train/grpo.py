@@ -30,9 +30,9 @@ from transformers.optimization import Adafactor
 from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
 from lace.engine.engine import Engine, opening_ids
-from lace.engine.result import STRATEGIES, LatticeResult, Strategy
+from lace.engine.result import LatticeResult
 from lace.engine.sampling import SamplingParams
-from lace.lattice.graft import LAYOUT_ARGUMENTS, lattice_layers, thread_gradients_cut
+from lace.lattice.graft import LAYOUT_ARGUMENTS, lattice_layers, lattice_parameters, thread_gradients_cut
 from lace.train import run_log
 from lace.train.embedding_diversity import EmbeddingDiversity
 from lace.train.policy_loss import (
@@ -70,7 +70,7 @@ class GRPOSettings:
 
     steps: int
     """Steps of the whole run."""
-    strategy: Strategy = "lace"
+    strategy: Literal["lace", "independent"] = "lace"
     """`independent`, a control: the lattice is off, and each thread is rewarded for itself, relative to all threads of
     its question."""
     threads: int = 4
@@ -83,6 +83,8 @@ class GRPOSettings:
     """K, the group that advantages are relative to."""
     lattices_per_forward: int = 8
     """Micro-batch; the gradient does not depend on it."""
+    decode_rows: int = 512
+    """Threads that decode together at most, on each process; more wait, and take less memory so."""
     updates: int = 1
     """Optimiser steps on the same rollouts; 1 is on-policy."""
     learning_rate: float = 1e-5
@@ -118,14 +120,14 @@ class GRPOSettings:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "threads", "max_tokens", "questions_per_step", "lattices_per_forward", "updates")
-        for name in (*counts, "save_every"):
+        counts = ("steps", "threads", "max_tokens", "questions_per_step", "lattices_per_forward", "decode_rows")
+        for name in (*counts, "updates", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.lattices_per_question < 2:
             raise ValueError("lattices_per_question must be at least 2: an advantage is relative to others")
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
+        if self.strategy not in ("lace", "independent"):
+            raise ValueError(f"strategy must be lace or independent, not {self.strategy!r}")
         if self.diversity not in ("tokens", "embeddings"):
             raise ValueError(f"diversity must be tokens or embeddings, not {self.diversity!r}")
 
@@ -183,8 +185,8 @@ class LatticeGRPO:
         on_step: is told each finished step and its metrics.
 
     Raises:
-        ValueError: if the model carries no lattice that the strategy needs, the questions of a step cannot be shared by the processes, or the
-            reference, the sentence encoder or the tracker is missing.
+        ValueError: if the model carries no lattice that the strategy needs, the questions of a step cannot be shared by
+            the processes, or the reference, the sentence encoder or the tracker is missing.
     """
 
     def __init__(
@@ -220,7 +222,7 @@ class LatticeGRPO:
         self.output = Path(output)
         self.output.mkdir(parents=True, exist_ok=True)
         model.eval()  # dropout would make the log-probabilities others than those sampled from
-        self.engine = Engine(model, tokenizer)
+        self.engine = Engine(model, tokenizer, max_rows=settings.decode_rows)
         self.reference = reference.to(self.accelerator.device).eval() if reference is not None else None
         self.diversity: Callable[[LatticeResult], float] = diversity_of_tokens
         if settings.diversity == "embeddings":
@@ -232,6 +234,9 @@ class LatticeGRPO:
         vocabulary = model.config.get_text_config().vocab_size
         pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
         self.collate = LatticeCollator(pad, vocabulary)
+        if settings.strategy == "independent":
+            for _, unused in lattice_parameters(model):
+                unused.requires_grad_(False)  # DDP would wait for their gradients
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer: torch.optim.Optimizer
         if settings.optimizer == "adafactor":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 
 @contextmanager
@@ -26,19 +24,3 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for shard in shards:
             shard.reshard()
             shard.set_reshard_after_forward(True, recurse=False)
-
-
-def make_whole(model: nn.Module) -> None:
-    """Turns the sharded parameters of a trained model into plain ones, in place, so that it is saved like any other. To
-    be called by every process; a model that is not sharded is left as it is."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-    whole: dict[Any, nn.Parameter] = {}  # tied weights stay tied
-    for module in model.modules():
-        parameters: list[tuple[str, Any]] = list(module.named_parameters(recurse=False))
-        for name, shard in parameters:
-            if isinstance(shard, DTensor):
-                if shard not in whole:
-                    whole[shard] = nn.Parameter(shard.detach().full_tensor(), requires_grad=shard.requires_grad)
-                setattr(module, name, whole[shard])
