@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from lace.cli import evaluate, graft, info, plot, solve
+from lace.cli import evaluate, graft, info, plot, solve, train
 
 app = typer.Typer(
     name="lace",
@@ -21,6 +21,8 @@ app.add_typer(evaluate.app, name="eval")
 app.command("graft")(graft.graft)
 app.command("info")(info.info)
 app.command("plot")(plot.plot)
+# Whatever is no option of the verb is a value for its config, --section.key=value.
+app.command("train", context_settings={"ignore_unknown_options": True})(train.train)
 
 
 def main() -> None:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
 from lace.train import run_log
+from lace.train.optimizer import MuonAdamW
+
+OptimizerName = Literal["adamw", "muon", "adafactor"]
 
 
 class _JsonlLog(TrainerCallback):
@@ -79,11 +82,19 @@ def lattice_loss(
 
 
 class LatticeTrainer(Trainer):
-    """A trainer whose loss is `lattice_loss`."""
+    """A trainer whose loss is `lattice_loss`, and which knows one optimizer more."""
 
-    def __init__(self, *args: Any, choice_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, choice_weight: float = 1.0, muon: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.choice_weight = choice_weight
+        self.choice_weight, self.muon = choice_weight, muon
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.muon and self.optimizer is None:
+            assert isinstance(self.model, nn.Module)
+            args = self.args
+            betas = (args.adam_beta1, args.adam_beta2)
+            self.optimizer = MuonAdamW(self.model, lr=args.learning_rate, weight_decay=args.weight_decay, betas=betas)
+        return super().create_optimizer(model)
 
     def compute_loss(
         self,
@@ -115,6 +126,7 @@ def train_lattices(
     choice_weight: float = 1.0,
     warmup_steps: int = 100,
     weight_decay: float = 0.05,
+    optimizer: OptimizerName = "adamw",
     seed: int = 0,
     bf16: bool = False,
     save_every: int = 500,
@@ -134,6 +146,7 @@ def train_lattices(
         stop_after: end earlier, after this many of them.
         lattices_per_step: lattices of one optimiser step, over all processes and their `accumulate` micro-batches.
         choice_weight: see `lattice_loss`.
+        optimizer: `muon` takes AdamW for what is no matrix, see `MuonAdamW`; `adafactor` keeps next to no state.
         report_to: a tracker of transformers besides `log.jsonl`, e.g. tensorboard or trackio.
         callbacks: further ones of the trainer.
         arguments: further fields of `transformers.TrainingArguments`, e.g. for FSDP.
@@ -164,6 +177,7 @@ def train_lattices(
         lr_scheduler_kwargs={"min_lr_rate": 0.05},
         warmup_steps=warmup_steps,
         weight_decay=weight_decay,
+        optim="adafactor" if optimizer == "adafactor" else "adamw_torch",
         adam_beta2=0.98,
         max_grad_norm=1.0,
         bf16=bf16,
@@ -185,10 +199,12 @@ def train_lattices(
         model=model,
         args=settings,
         choice_weight=choice_weight,
+        muon=optimizer == "muon",
         train_dataset=dataset,
         data_collator=LatticeCollator(pad_token_id, model.config.get_text_config().vocab_size),
         callbacks=[_JsonlLog(output / "log.jsonl"), _StopAfter(stop_after or steps), *callbacks],
     )
+    trainer.remove_callback(PrinterCallback)  # what it prints is in the log
     saved = run_log.checkpoints(output, last_written="trainer_state.json")
     trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
     return trainer

@@ -1,0 +1,71 @@
+"""What Lattice GRPO asks: an endless stream of a task's puzzles, or of questions with answers from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from lace.tasks.task import TASKS, get_task
+from lace.train.grpo import Question
+
+
+class TaskQuestions:
+    """Puzzles of the training part; question n depends on the seed and n alone."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.task, self.seed = get_task(name), seed
+
+    def __getitem__(self, index: int, /) -> Question:
+        puzzle = self.task.generate(Random(f"{self.seed}/question/{index}"), "train")
+        return Question(puzzle.prompt, puzzle.check)
+
+
+class FileQuestions:
+    """Lines of `{"prompt": "...", "answer": "..."}`, shuffled anew for each round; an answer is right if it is the same
+    text but for white space around it.
+
+    Raises:
+        ValueError: one line with file and line, for what is no such object, or for an empty file.
+        FileNotFoundError: if there is no such file.
+    """
+
+    def __init__(self, path: str | Path, seed: int) -> None:
+        self.seed = seed
+        self.pairs: list[tuple[str, str]] = []
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: no JSON ({error})") from None
+            right = isinstance(values, dict) and values.keys() == {"prompt", "answer"}
+            if not right or not all(isinstance(text, str) and text.strip() for text in values.values()):
+                raise ValueError(f"{path}, line {number}: an object of two texts, prompt and answer, is needed")
+            self.pairs.append((values["prompt"], values["answer"].strip()))
+        if not self.pairs:
+            raise ValueError(f"{path} holds no questions")
+
+    def __getitem__(self, index: int, /) -> Question:
+        turn, place = divmod(index, len(self.pairs))
+        order = list(range(len(self.pairs)))
+        Random(f"{self.seed}/round/{turn}").shuffle(order)
+        prompt, answer = self.pairs[order[place]]
+        return Question(prompt, _same_as(answer))
+
+
+def _same_as(expected: str) -> Callable[[str | None], bool]:
+    return lambda answer: answer is not None and answer.strip() == expected
+
+
+def questions_from(source: str, seed: int) -> TaskQuestions | FileQuestions:
+    """Of a task by its name, or of a file.
+
+    Raises:
+        ValueError: one line, for a name that is neither, or a malformed file.
+    """
+    if source in TASKS:
+        return TaskQuestions(source, seed)
+    if not Path(source).is_file():
+        raise ValueError(f"no questions at {source!r}: neither a file nor a task ({', '.join(TASKS)})")
+    return FileQuestions(source, seed)
