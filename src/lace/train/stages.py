@@ -213,6 +213,8 @@ def _run_supervised(stage: Stage, config: SupervisedRun) -> None:
     _check_supervised(stage, config, model)
     if stage == "cpt":
         _freeze_base(model)
+    if train.gradient_checkpointing:  # not reentrant: that wants inputs with gradient, and a frozen base has none
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     dataset = _dataset(config, tokenizer)
     progress = RunProgress(stage, train.stop_after or train.steps, quiet=not is_main_process())
     with progress, nullcontext() if train.lattice == "on" else lattice_off(model):
@@ -236,12 +238,7 @@ def _run_supervised(stage: Stage, config: SupervisedRun) -> None:
             log_every=train.log_every,
             report_to=None if train.trackers == "none" else train.trackers,
             callbacks=[TrainerProgress(progress)],
-            arguments={
-                "gradient_checkpointing": train.gradient_checkpointing,
-                # The other way wants inputs with gradient, which those of a frozen base have not.
-                "gradient_checkpointing_kwargs": {"use_reentrant": False},
-                "fsdp": "true" if train.fsdp else None,
-            },
+            arguments={"fsdp": "true"} if train.fsdp else None,
         )
     _save(stage, config, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
 
