@@ -7,8 +7,8 @@ from random import Random
 import pytest
 import reasoning_gym
 
-from lace.tasks.chain_sum import MAX_VALUE, Puzzle, generate, parse, puzzles, read_trace
-from lace.tasks.task import get_task
+from lace.tasks.chain_sum import MAX_VALUE, Puzzle, check_range, generate, parse, puzzles, read_trace
+from lace.tasks.task import find_task, get_task
 
 PUZZLE = Puzzle(112, (35, -68, -20, 11))
 
@@ -88,3 +88,20 @@ def test_tasks_are_found_by_name() -> None:
     assert get_task("countdown").puzzles(3, 1, "test")[0].prompt.startswith("Use ")
     with pytest.raises(ValueError, match="unknown task 'sudoku'; known are countdown, chain-sum"):
         get_task("sudoku")
+
+
+def test_questions_find_their_task_and_those_out_of_range_are_refused() -> None:
+    assert find_task("What is 112 + 35 - 68?") == ("chain-sum", Puzzle(112, (35, -68)))
+    assert find_task("Use 3, 7 and 12 to make 33")[0] == "countdown"
+    with pytest.raises(ValueError, match="no task knows the question 'Hello'"):
+        find_task("Hello")
+    for split in ("train", "test"):
+        for puzzle in puzzles(50, 1, split):
+            check_range(puzzle)
+    for text, reason in {
+        "Compute 112 + 35 - 68 + 20": "even count",
+        "Compute 112 + 5 - 68": "terms from 10 to 99",
+        "Compute 112 + 90 - 68": "stays from 1 to 199",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            check_range(parse(text))

@@ -17,18 +17,11 @@ if TYPE_CHECKING:
     from lace.engine.sampling import SamplingParams
     from lace.eval.run import Entry
 
-BUDGETS = {"countdown": MAX_TOKENS[3], "chain-sum": 100}
-"""Sampled tokens a thread needs at most, by task."""
 DEFAULT_ENTRIES = (f"lace={SHIPPED_LACE}", f"independent={SHIPPED_INDEPENDENT}@independent")
 
 
-# `lace eval TASK`: a group without verbs of its own, whose options may stand behind the argument.
-app = typer.Typer(context_settings={"allow_interspersed_args": True})
-
-
-@app.callback(invoke_without_command=True, no_args_is_help=True)
 def evaluate(
-    task: Annotated[str, typer.Argument(help=f"One of {', '.join(BUDGETS)}.")],
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(MAX_TOKENS)}.")],
     entry: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,7 +66,7 @@ def evaluate(
 
     get_task(task)
     counts = _positive(threads, "--threads")
-    budgets = [BUDGETS[task]] if max_tokens is None else _positive(max_tokens, "--max-tokens")
+    budgets = [MAX_TOKENS[task]] if max_tokens is None else _positive(max_tokens, "--max-tokens")
     if n < 1:
         raise ValueError(f"--n must be at least 1, not {n}")
     sampling = SamplingParams(temperature=temperature, top_p=top_p)

@@ -17,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("solve")(solve.solve)
-app.add_typer(evaluate.app, name="eval")
+app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command("graft")(graft.graft)
 app.command("info")(info.info)
 app.command("plot")(plot.plot)

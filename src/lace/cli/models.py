@@ -17,7 +17,7 @@ def independent_model(model: str) -> str:
 
 
 def is_shipped(model: str) -> bool:
-    """Whether the model is one of the embedded ones, which know Countdown and nothing else."""
+    """Whether the model is one of the embedded ones, which know their tasks and nothing else."""
     return model in (SHIPPED_LACE, SHIPPED_INDEPENDENT)
 
 

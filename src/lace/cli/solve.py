@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from lace.engine.engine import Engine
     from lace.engine.result import LatticeResult
     from lace.engine.sampling import SamplingParams
-    from lace.tasks.countdown import Puzzle
+    from lace.tasks.task import Puzzle
 
 PACE = 0.04
 """Seconds that the live view gives each step at least; the small model is faster than the eye."""
 
 
 def solve(
-    prompt: Annotated[str, typer.Argument(help='The question, e.g. "Use 3, 7, 12 and 5 to make 58".')],
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or directory. Default: the shipped Countdown model.")
-    ] = None,
+    prompt: Annotated[
+        str, typer.Argument(help='The question, e.g. "Use 9, 14 and 6 to make 30" or "Compute 112 + 35 - 68".')
+    ],
+    model: Annotated[str | None, typer.Option(help="Hub id or directory. Default: the shipped model.")] = None,
     threads: Annotated[int, typer.Option(help="Threads that work side by side.")] = 8,
     strategy: Annotated[str, typer.Option(help="lace: threads read each other. independent: they do not.")] = "lace",
     max_tokens: Annotated[
@@ -40,19 +40,19 @@ def solve(
     """Let N threads of a model solve one prompt together.
 
     In a terminal every thread has a column. Afterwards: the answer, whose it is, and whether the verifier agrees (it
-    knows Countdown questions; for others it says nothing).
+    knows Countdown and chained sums; of other questions it says nothing).
     """
     from lace.cli.models import independent_model, is_shipped, load_engine
 
     name = model or SHIPPED_LACE
     if strategy == "independent":
         name = independent_model(name)
-    puzzle = _read_puzzle(prompt, required=is_shipped(name))
+    task, puzzle = _read_puzzle(prompt, required=is_shipped(name))
 
     from lace.engine.sampling import SamplingParams  # only now: a wrong question is told before torch is imported
 
     if max_tokens is None:
-        max_tokens = MAX_TOKENS[len(puzzle.numbers)] if puzzle and is_shipped(name) else 256
+        max_tokens = MAX_TOKENS[task] if is_shipped(name) else 256
     params = SamplingParams(threads=threads, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     engine = load_engine(name)
     text = puzzle.prompt if puzzle and is_shipped(name) else _chat(engine, prompt)
@@ -65,28 +65,25 @@ def solve(
         _report(result, correct, threads_too=not live)
 
 
-def _read_puzzle(prompt: str, *, required: bool) -> Puzzle | None:
-    """The Countdown puzzle that the prompt asks, None for another question.
+def _read_puzzle(prompt: str, *, required: bool) -> tuple[str, Puzzle | None]:
+    """The task and the puzzle that the prompt asks; an empty name and None for another question.
 
     Raises:
         ValueError: if it is `required`, and none, or beyond what the shipped models know.
     """
-    from lace.tasks.countdown import MAX_NUMBER, MAX_VALUE, parse
+    from lace.tasks.task import find_task, get_task
 
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     try:
-        puzzle = parse(prompt)
+        task, puzzle = find_task(prompt)
     except ValueError as error:
         if required:
-            raise ValueError(f"the shipped model only plays Countdown, and this is {error}") from None
-        return None
+            raise ValueError(f"the shipped model knows its tasks alone, and {error}") from None
+        return "", None
     if required:
-        if len(puzzle.numbers) not in MAX_TOKENS:
-            raise ValueError(f"the shipped model takes 3 or 4 numbers, not {len(puzzle.numbers)}")
-        if not all(1 <= n <= MAX_NUMBER for n in puzzle.numbers) or not 1 <= puzzle.target <= MAX_VALUE:
-            raise ValueError(f"the shipped model knows numbers from 1 to {MAX_NUMBER} and targets up to {MAX_VALUE}")
-    return puzzle
+        get_task(task).check_range(puzzle)
+    return task, puzzle
 
 
 def _chat(engine: Engine, prompt: str) -> str:

@@ -97,6 +97,23 @@ def parse(text: str) -> Puzzle:
     return Puzzle(start, tuple(terms))
 
 
+def check_range(puzzle: Puzzle) -> None:
+    """Refuses puzzles that `generate` does not draw.
+
+    Raises:
+        ValueError: for another count of terms, or values out of range.
+    """
+    if len(puzzle.terms) not in range(BLOCK, BLOCK * MAX_BLOCKS + 1, BLOCK):
+        raise ValueError(f"a chained sum has an even count of up to {BLOCK * MAX_BLOCKS} terms behind the first here")
+    if not all(MIN_TERM <= abs(term) <= MAX_TERM for term in puzzle.terms):
+        raise ValueError(f"a chained sum has terms from {MIN_TERM} to {MAX_TERM} here")
+    value = puzzle.start
+    for block in puzzle.blocks:
+        if not all(1 <= value + part <= MAX_VALUE for part in (0, *block, sum(block))):
+            raise ValueError(f"a chained sum stays from 1 to {MAX_VALUE} here, in whichever order two terms are added")
+        value += sum(block)
+
+
 def generate(rng: Random, split: Split) -> Puzzle:
     """Draws a puzzle of one split: a start in 20..179, terms of two digits, `MIN_BLOCKS` to `MAX_BLOCKS` blocks."""
     while True:

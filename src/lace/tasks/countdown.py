@@ -246,6 +246,18 @@ def carry_out(numbers: tuple[int, ...], names: tuple[str, ...]) -> Attempt:
     return Attempt(names, ((step,), steps), expression)
 
 
+def check_range(puzzle: Puzzle) -> None:
+    """Refuses puzzles that `generate` does not draw.
+
+    Raises:
+        ValueError: for another count of numbers than three, or too large ones.
+    """
+    if len(puzzle.numbers) != 3:
+        raise ValueError(f"Countdown takes 3 numbers here, not {len(puzzle.numbers)}")
+    if not all(1 <= n <= MAX_NUMBER for n in puzzle.numbers) or not 1 <= puzzle.target <= MAX_VALUE:
+        raise ValueError(f"Countdown takes numbers from 1 to {MAX_NUMBER} and targets up to {MAX_VALUE} here")
+
+
 @functools.lru_cache(maxsize=1 << 10)
 def attempts(numbers: tuple[int, ...]) -> list[Attempt]:
     """Every idea that can be carried out to the end, whatever the target, in a fixed order.

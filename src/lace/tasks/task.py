@@ -52,6 +52,9 @@ class Task(Protocol):
     def parse(self, text: str) -> Puzzle:
         """Reads a question as people write it. Raises ValueError if it is none of this task."""
 
+    def check_range(self, puzzle: Any) -> None:
+        """Raises ValueError, one line, for a puzzle that is larger than those that `generate` draws."""
+
 
 TASKS = {"countdown": "lace.tasks.countdown", "chain-sum": "lace.tasks.chain_sum"}
 
@@ -65,6 +68,22 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known are {', '.join(TASKS)}")
     return cast(Task, import_module(TASKS[name]))
+
+
+def find_task(text: str) -> tuple[str, Puzzle]:
+    """The task that a question belongs to, and its puzzle.
+
+    Raises:
+        ValueError: if it belongs to none; says how questions are written.
+    """
+    reasons = []
+    for name in TASKS:
+        try:
+            return name, get_task(name).parse(text)
+        except ValueError as error:
+            reasons.append(str(error))
+    examples = " or ".join(reason.partition("for example ")[2] for reason in reasons)
+    raise ValueError(f"no task knows the question {text.strip()[:80]!r}; write for example {examples}")
 
 
 def different(draw: Callable[[], tuple[Any, Any]], n: int, of: str) -> list[Any]:
