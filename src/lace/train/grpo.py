@@ -33,6 +33,7 @@ from lace.engine.engine import Engine, opening_ids
 from lace.engine.result import LatticeResult
 from lace.engine.sampling import SamplingParams
 from lace.lattice.graft import LAYOUT_ARGUMENTS, lattice_layers, lattice_parameters, thread_gradients_cut
+from lace.lattice.observe import LayerObservation, lattice_metrics, observe_lattice
 from lace.train import run_log
 from lace.train.embedding_diversity import EmbeddingDiversity
 from lace.train.policy_loss import (
@@ -44,6 +45,9 @@ from lace.train.policy_loss import (
 )
 from lace.train.rewards import LatticeReward, RewardWeights, diversity_of_tokens, independent_reward, lattice_reward
 from lace.train.sharding import gathered
+
+OBSERVE_EVERY = 10
+"""Steps between two observations of the lattice, which cost about as much as a forward pass of its layers."""
 
 
 @dataclass(frozen=True)
@@ -333,10 +337,13 @@ class LatticeGRPO:
         count = float(self._of_processes([float(own)]).sum())
         size, total = s.lattices_per_forward, len(rollouts)
         loss_sum, clipped, gap = 0.0, 0.0, 0.0
+        seen: dict[int, list[LayerObservation]] = {}
         for start in range(0, total, size):
             last = start + size >= total
             with self._as_set(), nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, told = self.loss(rollouts[start : start + size], count)
+                observing = start == 0 and self.step % OBSERVE_EVERY == 0  # the first micro-batch of each process
+                with observe_lattice(self.policy) if observing else nullcontext(seen) as seen:
+                    loss, told = self.loss(rollouts[start : start + size], count)
                 self.accelerator.backward(loss * world)  # gradients are averaged over processes, the count is of all
             loss_sum, clipped = loss_sum + loss.item(), clipped + told["clipped"].item()
             gap = max(gap, told["logprob_gap"].item())
@@ -348,7 +355,9 @@ class LatticeGRPO:
         told_P3 = self._of_processes([loss_sum, clipped / count, gap])
         loss_sum, clipped, _ = told_P3.sum(0).tolist()
         gap = float(told_P3[:, 2].max())
-        return {"loss": loss_sum, "clipped": clipped, "logprob_gap": gap, "grad_norm": float(norm), "tokens": count}
+        lattice = lattice_metrics(seen, lambda sums: self._of_processes(sums.flatten().tolist()).sum(0).view(-1, 4))
+        learned = {"loss": loss_sum, "clipped": clipped, "logprob_gap": gap, "grad_norm": float(norm), "tokens": count}
+        return {**learned, **lattice}
 
     def _of_processes(self, values: list[float]) -> torch.Tensor:
         """(P, V) the V values of each of the P processes."""

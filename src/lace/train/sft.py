@@ -7,9 +7,10 @@ layout (`steps`, `thread_ids`, `lattice_rows`) reaches the grafted layers as pla
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
+from lace.lattice.observe import LayerObservation, lattice_metrics, observe_lattice
 from lace.train import run_log
 from lace.train.optimizer import MuonAdamW
 
@@ -87,6 +89,8 @@ class LatticeTrainer(Trainer):
     def __init__(self, *args: Any, choice_weight: float = 1.0, muon: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.choice_weight, self.muon = choice_weight, muon
+        self.observed: dict[int, list[LayerObservation]] = {}
+        """What the lattices did in the forward passes of a step that will be logged."""
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.muon and self.optimizer is None:
@@ -104,12 +108,34 @@ class LatticeTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         for_loss = {name: inputs.pop(name) for name in ("labels", "choice_places", "choice_probabilities")}
-        outputs = model(**inputs, use_cache=False)
+        with self._observation(model):
+            outputs = model(**inputs, use_cache=False)
         count = num_items_in_batch if num_items_in_batch is not None else (for_loss["labels"][:, 1:] != IGNORED).sum()
         loss = lattice_loss(outputs.logits, **for_loss, count=count, choice_weight=self.choice_weight)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the count is of all processes, whose gradients are averaged
         return (loss, outputs) if return_outputs else loss
+
+    @contextmanager
+    def _observation(self, model: Any) -> Iterator[None]:
+        """Observes the lattices during the step that the next line of the log is written after."""
+        if not model.training or (self.state.global_step + 1) % self.state.logging_steps:
+            yield
+            return
+        with observe_lattice(self.accelerator.unwrap_model(model)) as found:
+            yield
+        for layer, passes in found.items():
+            self.observed.setdefault(layer, []).extend(passes)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds `gate/LAYER` and `cross_thread_attention/LAYER` of the last step, over its whole batch."""
+        if "loss" in logs:
+            logs = {**logs, **lattice_metrics(self.observed, self._sum_of_processes)}
+            self.observed = {}
+        super().log(logs, start_time)
+
+    def _sum_of_processes(self, values: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.accelerator.reduce(values.to(self.args.device), "sum"))
 
 
 def train_lattices(
