@@ -26,10 +26,12 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-def _in_steps(model: Any, given: dict[str, torch.Tensor], prompt: int, most_threads: int) -> None:
+def _in_steps(
+    model: Any, given: dict[str, torch.Tensor], prompt: int, most_threads: int, swapped: bool = False
+) -> None:
     """The same pass as decoding makes it: the prompt, then step by step into a cache."""
     past, width = DynamicCache(), given["input_ids"].shape[1]
-    cache = new_lattice_cache(model, len(given["lattice_rows"]), most_threads, width - prompt)
+    cache = new_lattice_cache(model, len(given["lattice_rows"]), most_threads, width - prompt, swapped=swapped)
     with torch.no_grad():
         model(**{k: v[:, :prompt] for k, v in plain(given).items()}, past_key_values=past, use_cache=True)
         for t in range(prompt, width):
@@ -47,9 +49,9 @@ def _in_steps(model: Any, given: dict[str, torch.Tensor], prompt: int, most_thre
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("cached", [False, True])
-def test_the_second_reading_is_the_first(kind: dict[str, Any], cached: bool) -> None:
-    model, given = awake_model(**kind), batch([3, 2, 1])
+@pytest.mark.parametrize("cached", ["", "cached", "swapped"])
+def test_the_second_reading_is_the_first(kind: dict[str, Any], cached: str) -> None:
+    model, given = awake_model(**kind), batch([3, 3] if cached == "swapped" else [3, 2, 1])
     gaps = []
 
     def compare(module: LatticeAttention, args: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -59,7 +61,7 @@ def test_the_second_reading_is_the_first(kind: dict[str, Any], cached: bool) -> 
     for lattice in lattice_layers(model):
         lattice.register_forward_hook(compare)
     if cached:
-        _in_steps(model, given, prompt=3, most_threads=3)
+        _in_steps(model, given, prompt=3, most_threads=3, swapped=cached == "swapped")
     else:
         logits(model, given)
     assert len(gaps) == len(lattice_layers(model)) * (5 if cached else 1)
