@@ -1,9 +1,9 @@
-"""What Lattice GRPO asks: an endless stream of a task's puzzles, or of questions with answers from a file."""
+"""What Lattice GRPO asks: an endless stream of puzzles of the tasks, or of questions with answers from a file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -12,13 +12,13 @@ from lace.train.grpo import Question
 
 
 class TaskQuestions:
-    """Puzzles of the training part; question n depends on the seed and n alone."""
+    """Puzzles of the training part, of several tasks in turns; question n depends on the seed and n alone."""
 
-    def __init__(self, name: str, seed: int) -> None:
-        self.task, self.seed = get_task(name), seed
+    def __init__(self, names: Sequence[str], seed: int) -> None:
+        self.tasks, self.seed = [get_task(name) for name in names], seed
 
     def __getitem__(self, index: int, /) -> Question:
-        puzzle = self.task.generate(Random(f"{self.seed}/question/{index}"), "train")
+        puzzle = self.tasks[index % len(self.tasks)].generate(Random(f"{self.seed}/question/{index}"), "train")
         return Question(puzzle.prompt, puzzle.check)
 
 
@@ -59,13 +59,14 @@ def _same_as(expected: str) -> Callable[[str | None], bool]:
 
 
 def questions_from(source: str, seed: int) -> TaskQuestions | FileQuestions:
-    """Of a task by its name, or of a file.
+    """Of tasks by their names, separated by commas, or of a file.
 
     Raises:
         ValueError: one line, for a name that is neither, or a malformed file.
     """
-    if source in TASKS:
-        return TaskQuestions(source, seed)
+    names = [name.strip() for name in source.split(",")]
+    if all(name in TASKS for name in names):
+        return TaskQuestions(names, seed)
     if not Path(source).is_file():
         raise ValueError(f"no questions at {source!r}: neither a file nor a task ({', '.join(TASKS)})")
     return FileQuestions(source, seed)
