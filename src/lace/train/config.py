@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -272,6 +273,7 @@ def validate(stage: Stage, values: dict[str, Any], where: str) -> AnyRun:
         raise ValueError(f"{where}: {_told(problems[0], [key.name for key in explain(cls)])}") from None
 
 
+@cache
 def _adapter(cls: type[SupervisedRun] | type[GRPORun]) -> TypeAdapter[AnyRun]:
     return TypeAdapter(cls)
 

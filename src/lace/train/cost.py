@@ -26,8 +26,8 @@ Memory, in bytes; b is the size of an element of the weights (4 or 2), and of on
     rollouts     (grpo) the caches of the threads that decode together, gone before a step learns; with autocast the
                  values take half (the keys not, since norms and rotations leave them in float32)
 
-The factors of the activations were measured with saved-tensor hooks on Qwen3, as `tests/train/test_train_config.py` does
-again; other families with gated MLPs differ little. Fragmentation and the libraries' workspace come on top.
+The factors of the activations were measured with saved-tensor hooks on Qwen3, as `tests/train/test_train_config.py`
+does again; other families with gated MLPs differ little. Fragmentation and the libraries' workspace come on top.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ class LatticeGRPO:
         config: Any = getattr(model, "lattice_config", None)  # typed as a submodule by torch
         self.opening: str = config.opening if config is not None else ""
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         vocabulary = model.config.get_text_config().vocab_size
         pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
         self.collate = LatticeCollator(pad, vocabulary)

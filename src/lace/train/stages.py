@@ -176,8 +176,8 @@ def _save(stage: Stage, config: AnyRun, model: PreTrainedModel, tokenizer: PreTr
 
 
 def _whole(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself, or, if FSDP2 has spread it over processes, its like on the CPU of the main process; to be called
-    by all of them."""
+    """The model itself, or, if FSDP2 has spread it over processes, its like on the CPU of the main process; all of them
+    must call this."""
     if not any(isinstance(module, FSDPModule) for module in model.modules()):
         return model
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -214,7 +214,7 @@ def _run_supervised(stage: Stage, config: SupervisedRun) -> None:
     if stage == "cpt":
         _freeze_base(model)
     if train.gradient_checkpointing:  # not reentrant: that wants inputs with gradient, and a frozen base has none
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     dataset = _dataset(config, tokenizer)
     progress = RunProgress(stage, train.stop_after or train.steps, quiet=not is_main_process())
     with progress, nullcontext() if train.lattice == "on" else lattice_off(model):
