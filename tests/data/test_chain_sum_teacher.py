@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lace.data.assemble import check_causality
-from lace.data.chain_sum_teacher import exact, sums, write_chain_sum
+from lace.data.chain_sum_teacher import exact, sums, write_chain_sum, write_votes
 from lace.data.mistakes import SHAPE, Mistakes
 from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
 from lace.data.vocabulary import build_tokenizer
@@ -115,6 +115,25 @@ def test_a_missing_or_foreign_table_is_one_clear_line(tmp_path: Path) -> None:
         PuzzleLattices(PuzzleMixture(coordinated=True, mistakes=str(tmp_path / "none")), build_tokenizer(), 1)
     with pytest.raises(ValueError, match="a table of mistakes has shape"):
         Mistakes(torch.zeros(3), torch.zeros(3))
+
+
+def test_votes_ask_for_what_most_others_have() -> None:
+    seen = set()
+    for seed in range(20):
+        record, given = write_votes([3, 8, 20, 1], Random(seed), coordinated=True)
+        check_causality(record, "strict")
+        rows = [thread.tokens[3:] for thread in record.threads]
+        for at in range(0, len(rows[0]), 5):
+            values = [row[at] for row in rows]
+            right = {row[at + 3] for row in rows}
+            assert len(right) == 1
+            assert values.count(*right) > len(rows) / 2
+            for row in rows:
+                wanted = "fix" if {row[at]} != right else "ok" if set(values) == right else "keep"
+                assert row[at + 2] == wanted
+                seen.add(wanted)
+        assert all(steps == {*range(3, 3 + len(rows[0]), 5)} for steps in given)
+    assert seen == {"ok", "keep", "fix"}
 
 
 def test_rows_of_sums_are_true() -> None:

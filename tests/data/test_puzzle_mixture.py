@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lace.data.assemble import LAG, AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
-from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
 from lace.data.countdown_drills import EQUATIONS
+from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
 from lace.data.vocabulary import TAGS
 from lace.tasks.countdown import TRIPLE_IDEAS, Puzzle, parse, puzzles, read_trace
 

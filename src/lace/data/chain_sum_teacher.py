@@ -15,6 +15,9 @@ from random import Random
 from lace.data.record import LatticeRecord, Reference, ThreadRecord
 from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, Puzzle
 
+WRONG_VOTES = 0.3
+"""Share of the values in drills of verdicts that are wrong."""
+
 Adder = Callable[[Random, int, int], int]
 """What a thread writes behind `x + y =` (y may be negative), right or wrong."""
 
@@ -74,6 +77,46 @@ def write_chain_sum(
         for label, words, given, refs in zip(labels, tokens, opening, references, strict=True)
     ]
     return LatticeRecord(puzzle.prompt, threads), slips
+
+
+def write_votes(
+    labels: list[int], rng: Random, *, coordinated: bool, rounds: int = 8
+) -> tuple[LatticeRecord, list[set[int]]]:
+    """A drill of the verdicts alone: values out of nothing, of which most threads are given the right one. Whoever is
+    not can only know it from the others, so that reading them is learned within minutes.
+
+    Returns:
+        The record, and for each thread the steps of the values given, which are not learned.
+    """
+    tokens = [["Thread", str(label), ":"] for label in labels]
+    opening = len(tokens[0])
+    references: list[list[Reference]] = [[] for _ in labels]
+    given: list[set[int]] = [set() for _ in labels]
+    for _ in range(rounds):
+        right = rng.randint(1, MAX_VALUE)
+        values = [_miss(rng, right) if rng.random() < WRONG_VOTES else right for _ in labels]
+        if 2 * values.count(right) <= len(labels):
+            values = [right] * len(labels)  # nobody could tell
+        for n, (words, value) in enumerate(zip(tokens, values, strict=True)):
+            given[n].add(len(words))
+            others_right = all(v == right for v in values) or not coordinated
+            words += [str(value), ",", "fix" if value != right else "ok" if others_right else "keep", str(right), ","]
+            if coordinated:
+                sources = [m for m in range(len(labels)) if m != n]
+                here = len(words) - 3  # the verdict
+                references[n] += [Reference(at, m, here - 2) for at in (here, here + 1) for m in sources]
+    threads = [
+        ThreadRecord(label, words, opening, refs) for label, words, refs in zip(labels, tokens, references, strict=True)
+    ]
+    return LatticeRecord("Compute", threads), given
+
+
+def _miss(rng: Random, value: int) -> int:
+    """Another value, near it."""
+    while True:
+        other = value + rng.choice((-20, -10, -3, -2, -1, 1, 2, 3, 10, 20))
+        if 1 <= other <= MAX_VALUE:
+            return other
 
 
 def sums(rng: Random, count: int = 12) -> list[str]:

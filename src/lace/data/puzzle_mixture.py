@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lace.data.assemble import AssembledLattice, assemble
-from lace.data.chain_sum_teacher import exact, sums, write_chain_sum
+from lace.data.chain_sum_teacher import exact, sums, write_chain_sum, write_votes
 from lace.data.countdown_drills import IdeaDrill, equations
 from lace.data.countdown_teacher import CountdownTeacher
 from lace.data.mistakes import Mistakes
@@ -45,6 +45,8 @@ class PuzzleMixture:
     """Share of chained sums."""
     sums: float = 0.0
     """Share of rows of bare sums, in which only results are learned."""
+    votes: float = 0.0
+    """Share of drills in which the threads only compare values, if `coordinated`."""
     equations: float = 0.0
     """Share of rows of bare equations of Countdown, in which only results and verdicts are learned."""
     lucky: float = 0.0
@@ -74,7 +76,7 @@ class PuzzleMixture:
             )
 
 
-KINDS = ("equations", "lucky", "idea_drills", "chain_sums", "sums")
+KINDS = ("equations", "lucky", "idea_drills", "chain_sums", "sums", "votes")
 
 
 class PuzzleLattices(Dataset[AssembledLattice]):
@@ -109,8 +111,8 @@ class PuzzleLattices(Dataset[AssembledLattice]):
             return self._drill(puzzle.prompt, labels, rows, {"yes", "no"})
         if kind == "sums":
             return self._drill(chain_sum.generate(rng, self.mixture.split).prompt, labels, [sums(rng) for _ in labels])
-        if kind == "chain_sums":
-            return self._chain_sum(rng, labels)
+        if kind in ("chain_sums", "votes"):
+            return self._chain_sum(kind, rng, labels)
         return self._countdown(kind, rng, labels, numbers)
 
     def _countdown(self, kind: str, rng: Random, labels: list[int], numbers: int) -> AssembledLattice:
@@ -134,12 +136,16 @@ class PuzzleLattices(Dataset[AssembledLattice]):
                     learned[step] &= step in thread.choices or IdeaDrill.learned(thread.tokens, step)
         return replace(lattice, blind=lucky)
 
-    def _chain_sum(self, rng: Random, labels: list[int]) -> AssembledLattice:
-        """A chained sum with mistakes, which are not learned."""
-        puzzle = chain_sum.generate(rng, self.mixture.split)
-        record, slips = write_chain_sum(puzzle, labels, rng, coordinated=self.mixture.coordinated, adder=self.adder)
-        lattice = assemble(record, self.tokenizer, self.mixture.visibility)
-        for learned, steps in zip(lattice.learned, slips, strict=True):
+    def _chain_sum(self, kind: str, rng: Random, labels: list[int]) -> AssembledLattice:
+        """A chained sum with mistakes, or its verdicts alone; what is wrong is not learned."""
+        mix = self.mixture
+        if kind == "votes":
+            record, given = write_votes(labels, rng, coordinated=mix.coordinated)
+        else:
+            puzzle = chain_sum.generate(rng, mix.split)
+            record, given = write_chain_sum(puzzle, labels, rng, coordinated=mix.coordinated, adder=self.adder)
+        lattice = assemble(record, self.tokenizer, mix.visibility)
+        for learned, steps in zip(lattice.learned, given, strict=True):
             for step in steps:
                 learned[step] = False
         return lattice
