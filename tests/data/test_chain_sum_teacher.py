@@ -58,14 +58,14 @@ def test_verdicts_say_who_was_wrong() -> None:
 
     record, slips = write_chain_sum(puzzle, LABELS, Scripted(0), coordinated=True, adder=adder)
     texts = [" ".join(thread.tokens[3:]) for thread in record.threads]
-    assert texts[0] == "112 + 35 = 147 , 147 - 68 = 79 , keep 79 , answer: 79 [[success]] <eos>"
-    assert texts[1] == "112 + 35 = 147 , 147 - 68 = 80 , fix 79 , answer: 79 [[best]] <eos>"
-    assert texts[2].startswith("112 - 68 = 44 , 44 + 35 = 79 , keep 79 ,")
+    assert texts[0] == "112 + 35 = 147 , 147 - 68 = 79 , see keep 79 , answer: 79 [[success]] <eos>"
+    assert texts[1] == "112 + 35 = 147 , 147 - 68 = 80 , see fix 79 , answer: 79 [[best]] <eos>"
+    assert texts[2].startswith("112 - 68 = 44 , 44 + 35 = 79 , see keep 79 ,")
     assert slips == [set(), {13}, set()]
     assert record.threads[1].tokens[13] == "80"
     verdict = record.threads[1].tokens.index("fix")
     assert {(r.step, r.source, r.source_step) for r in record.threads[1].references} == {
-        (step, source, verdict - 2) for step in (verdict, verdict + 1) for source in (0, 2)
+        (step, source, verdict - 3) for step in (verdict, verdict + 1) for source in (0, 2)
     }
 
 
@@ -86,7 +86,7 @@ def test_slips_are_not_learned_and_corrections_are(tmp_path: Path) -> None:
                 slipped += step >= 3 and not learned[step]
                 if word == "fix":
                     assert learned[step]
-                    assert words[step - 2] != words[step + 1]
+                    assert words[step - 3] != words[step + 1]
     assert slipped > 30
 
 
@@ -120,19 +120,19 @@ def test_a_missing_or_foreign_table_is_one_clear_line(tmp_path: Path) -> None:
 def test_votes_ask_for_what_most_others_have() -> None:
     seen = set()
     for seed in range(20):
-        record, given = write_votes([3, 8, 20, 1], Random(seed), coordinated=True)
+        record, given = write_votes([3, 8, 20, 1], Random(seed))
         check_causality(record, "strict")
         rows = [thread.tokens[3:] for thread in record.threads]
-        for at in range(0, len(rows[0]), 5):
+        for at in range(0, len(rows[0]), 6):
             values = [row[at] for row in rows]
-            right = {row[at + 3] for row in rows}
+            right = {row[at + 4] for row in rows}
             assert len(right) == 1
             assert values.count(*right) > len(rows) / 2
             for row in rows:
                 wanted = "fix" if {row[at]} != right else "ok" if set(values) == right else "keep"
-                assert row[at + 2] == wanted
+                assert row[at + 3] == wanted
                 seen.add(wanted)
-        assert all(steps == {*range(3, 3 + len(rows[0]), 5)} for steps in given)
+        assert all(steps == {*range(3, 3 + len(rows[0]), 6)} for steps in given)
     assert seen == {"ok", "keep", "fix"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 import textwrap
@@ -47,12 +48,13 @@ def train(
     if len(files) != 1:
         raise ValueError(f"lace train {stage} takes one config file, not {len(files)}; --explain lists what is in it")
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from lace.train.config import read_config
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # tells of every tied weight that it saves once
     config = read_config(stage, files[0], overrides)
     if dry_run:
         _tell_cost(stage, config)

@@ -1,9 +1,10 @@
 """A symbolic teacher for chained sums: threads that slip as the model does, and correct themselves and one another.
 
 All threads take the same blocks of terms in the same steps, each in an order of its own, so that the slip of one is
-rarely that of another. Behind a block every thread writes a verdict and the right value: `fix` if its own was wrong,
-`keep` if another thread was seen to have a wrong one, else `ok`. The right value is always what is learned: a model
-weighs what it computes itself against what the others have written. What is not learned is the slip.
+rarely that of another. Behind a block every thread looks at the others (`see`), and writes a verdict and the right
+value: `fix` if its own was wrong, `keep` if another thread was seen to have a wrong one, else `ok`. The right value is
+always what is learned: a model weighs what it computes itself against what the others have written. What is not learned
+is the slip.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def write_chain_sum(
 ) -> tuple[LatticeRecord, list[set[int]]]:
     """Writes the lattice of one puzzle.
 
-    A verdict stands two steps behind the value that it judges: it can rest on the others' values in `strict` mode too.
+    A verdict stands three steps behind the value that it judges. Two would do in `strict` mode, but then the lattice
+    reads a value just written; a step more, and attention has fetched it (docs/log.md).
 
     Args:
         puzzle: what to add up.
@@ -60,14 +62,15 @@ def write_chain_sum(
                 if value != x + term:
                     slips[n].add(len(words) - 2)
                 hands[n] = value
-        verdict_step = len(tokens[0])
+        written = len(tokens[0]) - 2
         for n, words in enumerate(tokens):
             others_right = all(hand == right for hand in hands) or not coordinated
+            words += ["see"] * coordinated
             words += ["fix" if hands[n] != right else "ok" if others_right else "keep", str(right), ","]
             if coordinated:
-                for step in (verdict_step, verdict_step + 1):
+                for step in (written + 3, written + 4):
                     sources = (m for m in range(len(labels)) if m != n)
-                    references[n] += [Reference(step, source, verdict_step - 2) for source in sources]
+                    references[n] += [Reference(step, source, written) for source in sources]
         hands = [right] * len(labels)
     for n, words in enumerate(tokens):
         best = coordinated and labels[n] == min(labels)
@@ -79,9 +82,7 @@ def write_chain_sum(
     return LatticeRecord(puzzle.prompt, threads), slips
 
 
-def write_votes(
-    labels: list[int], rng: Random, *, coordinated: bool, rounds: int = 8
-) -> tuple[LatticeRecord, list[set[int]]]:
+def write_votes(labels: list[int], rng: Random, rounds: int = 8) -> tuple[LatticeRecord, list[set[int]]]:
     """A drill of the verdicts alone: values out of nothing, of which most threads are given the right one. Whoever is
     not can only know it from the others, so that reading them is learned within minutes.
 
@@ -93,18 +94,16 @@ def write_votes(
     references: list[list[Reference]] = [[] for _ in labels]
     given: list[set[int]] = [set() for _ in labels]
     for _ in range(rounds):
-        right = rng.randint(1, MAX_VALUE)
+        right, written = rng.randint(1, MAX_VALUE), len(tokens[0])
         values = [_miss(rng, right) if rng.random() < WRONG_VOTES else right for _ in labels]
         if 2 * values.count(right) <= len(labels):
             values = [right] * len(labels)  # nobody could tell
+        agreed = all(value == right for value in values)
         for n, (words, value) in enumerate(zip(tokens, values, strict=True)):
-            given[n].add(len(words))
-            others_right = all(v == right for v in values) or not coordinated
-            words += [str(value), ",", "fix" if value != right else "ok" if others_right else "keep", str(right), ","]
-            if coordinated:
-                sources = [m for m in range(len(labels)) if m != n]
-                here = len(words) - 3  # the verdict
-                references[n] += [Reference(at, m, here - 2) for at in (here, here + 1) for m in sources]
+            given[n].add(written)
+            words += [str(value), ",", "see", "fix" if value != right else "ok" if agreed else "keep", str(right), ","]
+            sources = [m for m in range(len(labels)) if m != n]
+            references[n] += [Reference(written + later, m, written) for later in (3, 4) for m in sources]
     threads = [
         ThreadRecord(label, words, opening, refs) for label, words, refs in zip(labels, tokens, references, strict=True)
     ]

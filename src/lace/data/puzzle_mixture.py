@@ -46,7 +46,7 @@ class PuzzleMixture:
     sums: float = 0.0
     """Share of rows of bare sums, in which only results are learned."""
     votes: float = 0.0
-    """Share of drills in which the threads only compare values, if `coordinated`."""
+    """Share of drills in which the threads only compare values; of chained sums if they are not `coordinated`."""
     equations: float = 0.0
     """Share of rows of bare equations of Countdown, in which only results and verdicts are learned."""
     lucky: float = 0.0
@@ -139,8 +139,8 @@ class PuzzleLattices(Dataset[AssembledLattice]):
     def _chain_sum(self, kind: str, rng: Random, labels: list[int]) -> AssembledLattice:
         """A chained sum with mistakes, or its verdicts alone; what is wrong is not learned."""
         mix = self.mixture
-        if kind == "votes":
-            record, given = write_votes(labels, rng, coordinated=mix.coordinated)
+        if kind == "votes" and mix.coordinated:
+            record, given = write_votes(labels, rng)
         else:
             puzzle = chain_sum.generate(rng, mix.split)
             record, given = write_chain_sum(puzzle, labels, rng, coordinated=mix.coordinated, adder=self.adder)

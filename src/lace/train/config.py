@@ -14,7 +14,6 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -266,16 +265,14 @@ def validate(stage: Stage, values: dict[str, Any], where: str) -> AnyRun:
     """
     cls = run_class(stage)
     try:
-        return _adapter(cls).validate_json(json.dumps(values, default=str))
+        return _ADAPTERS[cls].validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         # An unknown key first: if it is a slip, the key that was meant is missed too.
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "unexpected_keyword_argument")
         raise ValueError(f"{where}: {_told(problems[0], [key.name for key in explain(cls)])}") from None
 
 
-@cache
-def _adapter(cls: type[SupervisedRun] | type[GRPORun]) -> TypeAdapter[AnyRun]:
-    return TypeAdapter(cls)
+_ADAPTERS: dict[type, TypeAdapter[AnyRun]] = {cls: TypeAdapter(cls) for cls in (SupervisedRun, GRPORun)}
 
 
 def _told(problem: Any, known: list[str]) -> str:
@@ -304,7 +301,7 @@ def _told(problem: Any, known: list[str]) -> str:
 
 def resolved(config: AnyRun) -> dict[str, Any]:
     """All values of a config, defaults included, as JSON would hold them."""
-    values: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
+    values: dict[str, Any] = _ADAPTERS[type(config)].dump_python(config, mode="json")
     return values
 
 

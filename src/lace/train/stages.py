@@ -238,7 +238,7 @@ def _run_supervised(stage: Stage, config: SupervisedRun) -> None:
             log_every=train.log_every,
             report_to=None if train.trackers == "none" else train.trackers,
             callbacks=[TrainerProgress(progress)],
-            arguments={"fsdp": "true"} if train.fsdp else None,
+            arguments={"fsdp": True} if train.fsdp else None,
         )
     _save(stage, config, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
 
