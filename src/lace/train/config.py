@@ -145,7 +145,8 @@ class GRPOConfig(GRPOSettings):
     """Lattice GRPO."""
 
     questions: str
-    """Name of a task, whose training part is asked, or a .jsonl file of `{"prompt": …, "answer": …}`."""
+    """Names of tasks, separated by commas, whose training parts are asked in turns, or a .jsonl file of lines
+    `{"prompt": …, "answer": …}`."""
     trackers: Tracker = "none"
     """Where the metrics go besides `log.jsonl`; needs the package of that name."""
 
