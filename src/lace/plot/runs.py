@@ -183,13 +183,14 @@ def _layers(runs: Sequence[Run], name: str, metrics: Sequence[str]) -> Figure:
     for panel, metric in zip(panels, metrics, strict=True):
         for number, run in enumerate(runs):
             _draw(panel, run, metric, label=run.label, **look(number))
+    for panel, metric in zip(panels, metrics, strict=True):  # once all that shares the axis is drawn
         _dress(panel, name, f"{LATTICE[name]}, layer {metric.rpartition('/')[2]}")
     _title(figure, runs, panels[0])
     return figure
 
 
 def _panels(count: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    columns = min(count, 4 if count > 6 else 3)
+    columns = 3 if count in (3, 5, 6) else min(count, 4)
     rows = -(-count // columns)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.4), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
