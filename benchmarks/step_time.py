@@ -1,6 +1,6 @@
 """Step time of the engine with the lattice on against off: same model, same engine, interleaved, medians.
 
-    python benchmarks/step_time.py [--model countdown] [--threads 4,8,32] [--tokens 100] [--rounds 9] [--json FILE]
+    python benchmarks/step_time.py [--model puzzles] [--threads 4,8,32] [--tokens 100] [--rounds 9] [--json FILE]
 
 Tokens are forced to last (no end token), so that both sides do the same number of steps with the same rows. Each round
 measures both sides, in alternating order; the first rounds are warm-up.
@@ -22,7 +22,7 @@ from lace.engine.engine import Engine
 from lace.engine.result import Strategy
 from lace.engine.sampling import SamplingParams
 
-PROMPT = "Use 3, 7, 12 and 5 to make 58"
+PROMPT = "Use 9, 14 and 6 to make 30"
 WARM_UP = 2
 
 
@@ -36,7 +36,7 @@ def step_milliseconds(engine: Engine, threads: int, tokens: int, strategy: Strat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="countdown")
+    parser.add_argument("--model", default="puzzles")
     parser.add_argument("--threads", default="4,8,32")
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=9)

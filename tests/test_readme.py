@@ -27,13 +27,6 @@ def test_tables_are_made_from_the_result_files() -> None:
     assert module.render(README) == README
 
 
-def test_old_evaluation_is_large_enough() -> None:
-    report = json.loads((ROOT / "docs" / "results" / "countdown3.json").read_text(encoding="utf-8"))
-    assert report["n"] >= 1000
-    assert {row["threads"] for row in report["rows"]} >= {4, 8}
-    assert "dirty" not in report["commit"]
-
-
 def test_evaluations_that_are_shown_are_large_enough() -> None:
     for path in (ROOT / "docs" / "results").glob("*.json"):
         report = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from lace.cli.main import main
 from lace.tasks.countdown import parse
 from tiny import tiny_model
 
-QUESTION = "Use 3, 7, 12 and 5 to make 58"
+QUESTION = "Use 9, 14 and 6 to make 30"
 
 
 class Run(NamedTuple):
@@ -85,9 +85,9 @@ ERRORS = {
     ("info", "no-such-model"): "no model 'no-such-model'",
     ("eval", "countdown", "--threads", "4,x"): "--threads",
     ("eval", "countdown", "--n", "0"): "--n must be at least 1",
-    ("graft", "countdown", "/nonexistent/never-made"): "carries a lattice already",
-    ("graft", "countdown-isolated", "/nonexistent/never-made", "--layers", "1,x"): "--layers",
-    ("graft", "countdown-isolated", "/nonexistent/never-made", "--visibility", "psychic"): "visibility must be",
+    ("graft", "puzzles", "/nonexistent/never-made"): "carries a lattice already",
+    ("graft", "puzzles-isolated", "/nonexistent/never-made", "--layers", "1,x"): "--layers",
+    ("graft", "puzzles-isolated", "/nonexistent/never-made", "--visibility", "psychic"): "visibility must be",
 }
 
 

@@ -44,10 +44,10 @@ def test_default_entries_are_the_shipped_models(
 def test_several_models_strategies_seeds_and_budgets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     entries = [
-        "lace/1=countdown,temperature=0.7,top_p=0.8",
-        "lace/2=countdown-isolated,temperature=0.7,top_p=0.8",
-        "swap=countdown@swapped",
-        "alone=countdown@independent,temperature=0",
+        "lace/1=puzzles,temperature=0.7,top_p=0.8",
+        "lace/2=puzzles-isolated,temperature=0.7,top_p=0.8",
+        "swap=puzzles@swapped",
+        "alone=puzzles@independent,temperature=0",
     ]
     options = [part for entry in entries for part in ("--entry", entry)]
     given = [*options, "countdown", "--n", "4", "--threads", "2", "--max-tokens", "8,12", "--split", "validation"]
@@ -81,13 +81,13 @@ ERRORS = {
     ("countdown", "--against", "nobody"): "no group 'nobody' to compare with",
     ("countdown", "--entry", "countdown"): "--entry must be LABEL=MODEL",
     ("countdown", "--entry", "a="): "--entry must be LABEL=MODEL",
-    ("countdown", "--entry", "=countdown"): "NAME or NAME/SEED",
-    ("countdown", "--entry", "a=countdown@vote"): "unknown strategy 'vote'",
-    ("countdown", "--entry", "a=countdown@"): "unknown strategy ''",
-    ("countdown", "--entry", "a=countdown,top_k=3"): "unknown setting 'top_k'",
-    ("countdown", "--entry", "a=countdown,top_p=much"): "must be NAME=NUMBER",
-    ("countdown", "--entry", "a=countdown,top_p=2"): "top_p must be above 0",
-    ("countdown", "--entry", "a=countdown", "--entry", "a=countdown"): "two entries have the label 'a'",
+    ("countdown", "--entry", "=puzzles"): "NAME or NAME/SEED",
+    ("countdown", "--entry", "a=puzzles@vote"): "unknown strategy 'vote'",
+    ("countdown", "--entry", "a=puzzles@"): "unknown strategy ''",
+    ("countdown", "--entry", "a=puzzles,top_k=3"): "unknown setting 'top_k'",
+    ("countdown", "--entry", "a=puzzles,top_p=much"): "must be NAME=NUMBER",
+    ("countdown", "--entry", "a=puzzles,top_p=2"): "top_p must be above 0",
+    ("countdown", "--entry", "a=puzzles", "--entry", "a=puzzles"): "two entries have the label 'a'",
     ("countdown", "--entry", "a=no/such-model"): "no model 'no/such-model'",
 }
 

@@ -17,16 +17,16 @@ from lace.eval.run import Cell, Entry, evaluate, weights_digest
 
 SAMPLING = SamplingParams()
 CELLS = [
-    Cell(Entry("lace", "countdown", "lace", SAMPLING), 2, 20),
-    Cell(Entry("isolated", "countdown-isolated", "independent", SAMPLING), 2, 20),
-    Cell(Entry("swapped", "countdown", "swapped", SAMPLING), 2, 20),
+    Cell(Entry("lace", "puzzles", "lace", SAMPLING), 2, 20),
+    Cell(Entry("isolated", "puzzles-isolated", "independent", SAMPLING), 2, 20),
+    Cell(Entry("swapped", "puzzles", "swapped", SAMPLING), 2, 20),
 ]
 SETTINGS: dict[str, Any] = {"n": 7, "seed": 3}
 
 
 @pytest.fixture(scope="module")
 def engines() -> dict[str, Engine]:
-    return {name: load_engine(name) for name in ("countdown", "countdown-isolated")}
+    return {name: load_engine(name) for name in ("puzzles", "puzzles-isolated")}
 
 
 def untimed(results: dict[Cell, list[Outcome]]) -> dict[Cell, list[Outcome]]:
@@ -92,8 +92,8 @@ def test_the_lattice_makes_the_difference_between_strategies(engines: dict[str, 
 
 
 def test_digest_sees_the_weights(engines: dict[str, Engine]) -> None:
-    assert weights_digest(engines["countdown"]) == weights_digest(load_engine("countdown"))
-    assert weights_digest(engines["countdown"]) != weights_digest(engines["countdown-isolated"])
+    assert weights_digest(engines["puzzles"]) == weights_digest(load_engine("puzzles"))
+    assert weights_digest(engines["puzzles"]) != weights_digest(engines["puzzles-isolated"])
 
 
 def test_wrong_arguments_are_refused(engines: dict[str, Engine]) -> None:
@@ -101,6 +101,6 @@ def test_wrong_arguments_are_refused(engines: dict[str, Engine]) -> None:
         evaluate("chess", CELLS, engines, **SETTINGS)
     for label in ("", "/1", "lace/", "lace/one", "lace/1/2"):
         with pytest.raises(ValueError, match="NAME or NAME/SEED"):
-            Entry(label, "countdown", "lace", SAMPLING)
-    entry = Entry("lace/12", "countdown", "lace", SAMPLING)
+            Entry(label, "puzzles", "lace", SAMPLING)
+    entry = Entry("lace/12", "puzzles", "lace", SAMPLING)
     assert (entry.group, entry.seed) == ("lace", 12)

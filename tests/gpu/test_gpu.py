@@ -26,26 +26,26 @@ PARAMS = [SamplingParams(threads=4, max_tokens=40, seed=n, grace=None) for n in 
 
 
 def test_engine_matches_the_reference_and_the_processor() -> None:
-    loaded = load("countdown", dtype=torch.float32, device="cuda")
+    loaded = load("puzzles", dtype=torch.float32, device="cuda")
     found = Engine(loaded.model, loaded.tokenizer).generate(PROMPTS, PARAMS)
     tokens = [[thread.token_ids for thread in result.threads] for result in found]
     assert tokens == [
         generate_reference(loaded.model, loaded.tokenizer, prompt, params)
         for prompt, params in zip(PROMPTS, PARAMS, strict=True)
     ]
-    processor = load("countdown", dtype=torch.float32)
+    processor = load("puzzles", dtype=torch.float32)
     on_processor = Engine(processor.model, processor.tokenizer).generate(PROMPTS, PARAMS)
     assert tokens == [[thread.token_ids for thread in result.threads] for result in on_processor]
 
 
 def test_engine_runs_in_bfloat16() -> None:
-    loaded = load("countdown", dtype=torch.bfloat16, device="cuda")
+    loaded = load("puzzles", dtype=torch.bfloat16, device="cuda")
     results = Engine(loaded.model, loaded.tokenizer).generate(PROMPTS, PARAMS)
     assert all(thread.token_ids for result in results for thread in result.threads)
 
 
 def test_full_pass_is_finite_in_bfloat16() -> None:
-    loaded = load("countdown", dtype=torch.bfloat16, device="cuda")
+    loaded = load("puzzles", dtype=torch.bfloat16, device="cuda")
     ids = torch.randint(4, 200, (4, 12), device="cuda")
     layout = {
         "steps": torch.arange(12, device="cuda").expand(4, 12),
@@ -58,7 +58,7 @@ def test_full_pass_is_finite_in_bfloat16() -> None:
 
 def test_grpo_step_in_bfloat16(tmp_path: Path) -> None:
     """Decoding and learning take other kernels there, and yet see nearly the same probabilities."""
-    loaded = load("countdown", dtype=torch.float32, device="cuda")
+    loaded = load("puzzles", dtype=torch.float32, device="cuda")
     before = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
     coin = random.Random(0)
 

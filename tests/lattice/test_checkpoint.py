@@ -160,9 +160,9 @@ def test_checkpoint_of_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_shipped_names_are_not_shadowed_by_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "countdown").mkdir()
+    (tmp_path / "puzzles").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert lattice_layers(load("countdown").model)
+    assert lattice_layers(load("puzzles").model)
 
 
 def _edit(path: Path, **changes: torch.Tensor | None) -> str:

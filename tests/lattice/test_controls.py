@@ -46,7 +46,7 @@ def test_mlp_is_as_large_as_the_lattice_it_stands_for(width: int, settings: dict
 
 
 def test_mlp_of_the_shipped_models_shape_is_as_large() -> None:
-    model = load("countdown").model
+    model = load("puzzles").model
     config = LatticeConfig(**{**model.lattice_config.to_dict(), "kind": "mlp"})
     base = Qwen3ForCausalLM(model.config)
     mlp = sum(p.numel() for _, p in lattice_parameters(graft(base, config)))

@@ -176,7 +176,7 @@ def test_a_run_goes_on_only_with_its_own_config(tmp_path: Path) -> None:
 
 
 def test_the_models_lattice_must_be_that_of_the_config(tmp_path: Path) -> None:
-    config = read_config("sft", SFT, ["--model.init=countdown", "--lattice.low_dim=8"])
+    config = read_config("sft", SFT, ["--model.init=puzzles", "--lattice.low_dim=8"])
     with pytest.raises(ValueError, match=r"is not that of the section \[lattice\]: .*low_dim \(there 64, here 8\)"):
         build_model(config)
 

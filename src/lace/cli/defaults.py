@@ -1,7 +1,7 @@
 """Names of the shipped models and default budgets, importable at no cost."""
 
-SHIPPED_LACE = "countdown"
-SHIPPED_INDEPENDENT = "countdown-isolated"
+SHIPPED_LACE = "puzzles"
+SHIPPED_INDEPENDENT = "puzzles-isolated"
 MAX_TOKENS = {"countdown": 100, "chain-sum": 100}
 """Sampled tokens that a thread of a shipped model needs at most, by task."""
 TOP_P = 0.9

@@ -36,7 +36,9 @@ class PuzzleMixture:
     visibility: str = "strict"
     """How soon: `strict` or `causal`, the mode of the model that is to learn."""
     min_threads: int = 2
+    """Of a lattice."""
     max_threads: int = 8
+    """Of a lattice; the number is drawn anew for every group."""
     max_label: int = 32
     """Labels (and thread ids) are drawn without replacement from 1..max_label."""
     shuffle_threads: bool = True
@@ -63,7 +65,9 @@ class PuzzleMixture:
     group: int = 8
     """Neighbours of one kind and number of threads (the batch size), so that little of a batch is padding."""
     split: Split = "train"
+    """The part of the puzzles."""
     seed: int = 0
+    """Another seed, another stream."""
 
     def __post_init__(self) -> None:
         shares = [getattr(self, name) for name in KINDS]
