@@ -42,6 +42,27 @@ def test_threads_end_with_the_right_answer_however_often_they_slip(coordinated: 
     assert ("keep" in words_seen) == coordinated
 
 
+def test_strays_calculate_on_with_wrong_values_and_are_brought_back() -> None:
+    strayed = 0
+    for seed in range(20):
+        rng = Random(seed)
+        puzzle = generate(rng, "train")
+        record, slips = write_chain_sum(puzzle, LABELS, rng, coordinated=True, adder=often_wrong, stray=0.3)
+        for thread, wrong in zip(record.threads, slips, strict=True):
+            words, right = thread.tokens, puzzle.start
+            verdicts = [step for step, word in enumerate(words) if word in ("ok", "keep", "fix")]
+            for step, block in zip(verdicts, puzzle.blocks, strict=True):
+                right += sum(block)
+                stray = words[step + 1] != str(right)
+                assert {step, step + 1} <= wrong if stray else not {step, step + 1} & wrong
+                strayed += stray
+                assert (words[step] == "fix") == (words[step + 1] != words[step - 3])
+                if step != verdicts[-1]:
+                    assert words[step + 3] == words[step + 1]
+            assert words[verdicts[-1] + 1] == str(puzzle.answer)
+    assert strayed > 30
+
+
 def test_verdicts_say_who_was_wrong() -> None:
     puzzle = parse("Compute 112 + 35 - 68")
     results = iter([147, 79, 147, 80, 44, 79])

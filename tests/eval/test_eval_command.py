@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lace.cli.evaluate import BUDGETS, _entry
+from lace.cli.defaults import MAX_TOKENS
+from lace.cli.evaluate import _entry
 from lace.cli.main import main
 from lace.engine.sampling import SamplingParams
 from lace.eval.table import markdown
@@ -69,7 +70,7 @@ def test_entry_takes_directories_and_hub_ids() -> None:
 
 
 def test_every_task_has_a_budget() -> None:
-    assert set(BUDGETS) == set(TASKS)
+    assert set(MAX_TOKENS) == set(TASKS)
 
 
 ERRORS = {

@@ -29,7 +29,7 @@ def exact(rng: Random, x: int, y: int) -> int:
 
 
 def write_chain_sum(
-    puzzle: Puzzle, labels: list[int], rng: Random, *, coordinated: bool, adder: Adder = exact
+    puzzle: Puzzle, labels: list[int], rng: Random, *, coordinated: bool, adder: Adder = exact, stray: float = 0.0
 ) -> tuple[LatticeRecord, list[set[int]]]:
     """Writes the lattice of one puzzle.
 
@@ -42,6 +42,8 @@ def write_chain_sum(
         rng: decides every free choice.
         coordinated: whether the threads read each other; else they judge their own value alone, and none is best.
         adder: makes the mistakes.
+        stray: how often a thread leaves a block with a wrong value in spite of all, and calculates on with it. Threads
+            that read the others can be brought back at the next verdict; those that do not, cannot.
 
     Returns:
         The record, and for each thread the steps of its slips.
@@ -50,8 +52,10 @@ def write_chain_sum(
     tokens, hands = [list(words) for words in opening], [puzzle.start] * len(labels)
     references: list[list[Reference]] = [[] for _ in labels]
     slips: list[set[int]] = [set() for _ in labels]
-    for block in puzzle.blocks:
-        right = hands[0] + sum(block)
+    right = puzzle.start
+    for number, block in enumerate(puzzle.blocks):
+        right += sum(block)
+        later_blocks = puzzle.blocks[number + 1 :]
         for n, words in enumerate(tokens):
             order = rng.sample(block, len(block))
             for place, term in enumerate(order):
@@ -62,16 +66,23 @@ def write_chain_sum(
                 if value != x + term:
                     slips[n].add(len(words) - 2)
                 hands[n] = value
-        written = len(tokens[0]) - 2
+        written, leaving = len(tokens[0]) - 2, list(hands)
         for n, words in enumerate(tokens):
             others_right = all(hand == right for hand in hands) or not coordinated
             words += ["see"] * coordinated
-            words += ["fix" if hands[n] != right else "ok" if others_right else "keep", str(right), ","]
+            verdict, stated = "fix" if hands[n] != right else "ok" if others_right else "keep", right
+            if later_blocks and rng.random() < stray:
+                stated = _astray(rng, hands[n], right, later_blocks[0])
+            if stated != right:
+                verdict = "keep" if stated == hands[n] else "fix"
+                slips[n] |= {len(words), len(words) + 1}
+            words += [verdict, str(stated), ","]
+            leaving[n] = stated
             if coordinated:
                 for step in (written + 3, written + 4):
                     sources = (m for m in range(len(labels)) if m != n)
                     references[n] += [Reference(step, source, written) for source in sources]
-        hands = [right] * len(labels)
+        hands = leaving
     for n, words in enumerate(tokens):
         best = coordinated and labels[n] == min(labels)
         words += ["answer:", str(puzzle.answer), "[[best]]" if best else "[[success]]", "<eos>"]
@@ -108,6 +119,13 @@ def write_votes(labels: list[int], rng: Random, rounds: int = 8) -> tuple[Lattic
         ThreadRecord(label, words, opening, refs) for label, words, refs in zip(labels, tokens, references, strict=True)
     ]
     return LatticeRecord("Compute", threads), given
+
+
+def _astray(rng: Random, own: int, right: int, block: tuple[int, ...]) -> int:
+    """The wrong value that a thread goes on with: its own, if that was wrong, else one near; the right one, if the
+    next block would lead the wrong one out of the numbers that there are words for."""
+    value = own if own != right else _miss(rng, right)
+    return value if all(1 <= value + part <= MAX_VALUE for part in (*block, sum(block))) else right
 
 
 def _miss(rng: Random, value: int) -> int:

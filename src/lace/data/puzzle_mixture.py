@@ -62,6 +62,8 @@ class PuzzleMixture:
     """File of the model's own mistakes (`lace.train.mistakes`), for chained sums; empty: none are made."""
     mistake_rate: float = 1.0
     """Factor on their frequency."""
+    stray: float = 0.0
+    """How often a thread leaves a block of a chained sum with a wrong value, if `coordinated`."""
     group: int = 8
     """Neighbours of one kind and number of threads (the batch size), so that little of a batch is padding."""
     split: Split = "train"
@@ -147,7 +149,14 @@ class PuzzleLattices(Dataset[AssembledLattice]):
             record, given = write_votes(labels, rng)
         else:
             puzzle = chain_sum.generate(rng, mix.split)
-            record, given = write_chain_sum(puzzle, labels, rng, coordinated=mix.coordinated, adder=self.adder)
+            record, given = write_chain_sum(
+                puzzle,
+                labels,
+                rng,
+                coordinated=mix.coordinated,
+                adder=self.adder,
+                stray=mix.stray if mix.coordinated else 0.0,
+            )
         lattice = assemble(record, self.tokenizer, mix.visibility)
         for learned, steps in zip(lattice.learned, given, strict=True):
             for step in steps:
