@@ -38,7 +38,7 @@ def test_seeds_differ(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_lattices_of_the_stream(tokenizer: PreTrainedTokenizerFast) -> None:
-    dataset = PuzzleLattices(PuzzleMixture(coordinated=True, group=1), tokenizer, 60)
+    dataset = PuzzleLattices(PuzzleMixture(coordinated=True, four_numbers=0.3, group=1), tokenizer, 60)
     sizes, numbers = set(), set()
     for index in range(60):
         item = dataset[index]
@@ -61,14 +61,24 @@ def _is_equations(item: AssembledLattice, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def test_neighbours_are_of_one_kind(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Bare equations, three or four numbers."""
-    dataset = PuzzleLattices(PuzzleMixture(coordinated=False, equations=0.25, lucky=0.25, group=4), tokenizer, 80)
-    kinds = [
-        "equations" if _is_equations(item, tokenizer) else str(len(item.prompt_ids))
-        for item in map(dataset.__getitem__, range(80))
-    ]
-    assert all(len(set(kinds[n : n + 4])) == 1 for n in range(0, 80, 4))
-    assert len(set(kinds)) == 3
+    mixture = PuzzleMixture(
+        coordinated=True, equations=0.2, lucky=0.2, chain_sums=0.2, sums=0.1, votes=0.1, four_numbers=0.3, group=4
+    )
+    dataset = PuzzleLattices(mixture, tokenizer, 160)
+
+    def kind(item: AssembledLattice) -> str:
+        question = tokenizer.decode(item.prompt_ids[1:])
+        if question.startswith("Use"):
+            return "equations" if _is_equations(item, tokenizer) else str(len(item.prompt_ids))
+        return "votes" if question == "Compute" else "sums" if item.blind else "chain_sums"
+
+    kinds = [kind(item) for item in map(dataset.__getitem__, range(160))]
+    assert all(len(set(kinds[n : n + 4])) == 1 for n in range(0, 160, 4))
+    assert len(set(kinds)) == 6
+    with pytest.raises(ValueError, match="the shares .* must be from 0 to 1 in sum"):
+        PuzzleMixture(coordinated=True, equations=0.6, sums=0.5)
+    with pytest.raises(ValueError, match="must rise from 1 on"):
+        PuzzleMixture(coordinated=True, min_threads=5, max_threads=4)
 
 
 def test_drills_of_equations_learn_results_and_verdicts(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -159,7 +169,7 @@ def test_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.tokenize("(x+y)*z a-b [[best]] answer: 12+3") == [
         "(x+y)*z", "a-b", "[[best]]", "answer:", "12", "+", "3"
     ]  # fmt: skip
-    assert tokenizer("101 eel")["input_ids"][1:] == [tokenizer.unk_token_id] * 2
+    assert tokenizer("200 eel")["input_ids"][1:] == [tokenizer.unk_token_id] * 2
 
 
 PAD = 0

@@ -27,14 +27,14 @@ VARIED = [
 def new_model(
     tokenizer: PreTrainedTokenizerFast, family: str = "qwen3", *, fresh: bool = False, **settings: object
 ) -> PreTrainedModel:
-    """A tiny random model over the real vocabulary; 1 of 12 tokens is an end token, to end threads early."""
+    """A tiny random model over the real vocabulary; 1 of 7 tokens is an end token, to end threads early."""
     config = copy.deepcopy(FAMILIES[family])
     config.vocab_size, config.eos_token_id, config.bos_token_id = len(tokenizer), tokenizer.eos_token_id, 1
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     head = model.get_output_embeddings()
-    head.weight.data = head.weight.data.clone() * 20
-    model.generation_config.eos_token_id = list(range(len(tokenizer) // 12))
+    head.weight.data = head.weight.data.clone() * 10
+    model.generation_config.eos_token_id = list(range(len(tokenizer) // 7))
     graft(model, tiny_config(opening="Thread {label}:", **settings))
     return model if fresh else wake(model)
 
