@@ -2,7 +2,7 @@
 # Makes the small models from nothing: the shipped pair, or a control. Run it again after an interruption and it goes on
 # where it stopped. Stages 1 and 2 of one seed are shared by all its variants.
 #
-#   runs/tiny.sh [VARIANT ...] [-- --section.key=value ...]      variants: see below; default: isolated lace
+#   runs/tiny.sh [VARIANT ...]                      variants: see below; default: isolated lace
 #   SEED=1 OUT=runs/out/tiny runs/tiny.sh lace isolated
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,11 +10,7 @@ make --quiet .venv/.installed
 SEED=${SEED:-0} OUT=${OUT:-runs/out/tiny}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two runs of a thread each are faster than one of two
 
-variants=() overrides=()
-while [ $# -gt 0 ]; do
-    [ "$1" = -- ] && { overrides=("${@:2}"); break; }
-    variants+=("$1"); shift
-done
+variants=("$@")
 [ ${#variants[@]} -gt 0 ] || variants=(isolated lace)
 
 settings() { # the settings that make a variant, in all its stages
@@ -34,7 +30,7 @@ stage() { # command, config, folder, overrides: one stage, unless it is finished
     local folder=$OUT/$SEED/$3
     [ -d "$folder/model" ] && return
     echo "$3: training; progress in $folder/log.jsonl"
-    .venv/bin/lace train "$1" "configs/tiny/$2.toml" --run.out="$folder" --run.seed="$SEED" "${@:4}" "${overrides[@]}"
+    .venv/bin/lace train "$1" "configs/tiny/$2.toml" --run.out="$folder" --run.seed="$SEED" "${@:4}"
 }
 mistakes() { # model's folder, table
     [ -f "$OUT/$SEED/$2" ] || .venv/bin/python -m lace.train.mistakes "$OUT/$SEED/$1/model" "$OUT/$SEED/$2"
