@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help demo test slow lint fix
 
 help:
-	@echo "make demo   solve a puzzle with eight threads of the embedded model"
+	@echo "make demo   solve two puzzles with threads of the embedded model"
 	@echo "make test   run the tests"
 	@echo "make slow   run the slow tests too"
 	@echo "make lint   check style and types"
@@ -28,6 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	@$(BIN)/lace solve "Use 9, 14 and 6 to make 30" --threads 8
+	@$(BIN)/lace solve "Compute 68 + 28 + 84 - 17 - 16 - 73 + 15 - 36 + 64" --threads 4
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lace.cli.defaults import MAX_TOKENS, SHIPPED_INDEPENDENT, SHIPPED_LACE, TOP_P
+from lace.cli.defaults import MAX_TOKENS, SHIPPED_INDEPENDENT, SHIPPED_LACE, TEMPERATURE, TOP_P
 
 if TYPE_CHECKING:
     from lace.engine.sampling import SamplingParams
@@ -41,7 +41,9 @@ def evaluate(
         str | None,
         typer.Option(help="Comma-separated budgets of sampled tokens per thread. Default: what the task needs."),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of entries that say none.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of entries that say none. Default: what suits the task.")
+    ] = None,
     top_p: Annotated[float, typer.Option(help="Of entries that say none: keep the likeliest tokens.")] = TOP_P,
     against: Annotated[
         str | None,
@@ -69,7 +71,7 @@ def evaluate(
     budgets = [MAX_TOKENS[task]] if max_tokens is None else _positive(max_tokens, "--max-tokens")
     if n < 1:
         raise ValueError(f"--n must be at least 1, not {n}")
-    sampling = SamplingParams(temperature=temperature, top_p=top_p)
+    sampling = SamplingParams(temperature=TEMPERATURE[task] if temperature is None else temperature, top_p=top_p)
     entries = [_entry(text, sampling) for text in entry or DEFAULT_ENTRIES]
     baseline = check_entries(entries, against)
     cells = [Cell(e, count, budget) for budget in budgets for count in counts for e in entries]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TOP_P
+from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TEMPERATURE, TOP_P
 
 if TYPE_CHECKING:
     from lace.engine.engine import Engine
@@ -31,7 +31,9 @@ def solve(
     max_tokens: Annotated[
         int | None, typer.Option(help="Sampled tokens per thread at most. Default: what the task needs, else 256.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the most likely token. Default: what suits the task, else 1.")
+    ] = None,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = TOP_P,
     seed: Annotated[int, typer.Option(help="Same seed, same threads.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -53,6 +55,8 @@ def solve(
 
     if max_tokens is None:
         max_tokens = MAX_TOKENS[task] if is_shipped(name) else 256
+    if temperature is None:
+        temperature = TEMPERATURE[task] if is_shipped(name) else 1.0
     params = SamplingParams(threads=threads, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     engine = load_engine(name)
     text = puzzle.prompt if puzzle and is_shipped(name) else _chat(engine, prompt)
