@@ -36,7 +36,7 @@ def test_evaluations_that_are_shown_are_large_enough() -> None:
             assert "dirty" not in report["commit"], path
 
 
-@pytest.mark.parametrize("path", re.findall(r"(?:runs|docs|benchmarks|src)/[\w/.]+\w", README))
+@pytest.mark.parametrize("path", re.findall(r"(?:runs|docs|benchmarks|src|configs)/(?!out/)[\w/.-]+\w", README))
 def test_files_that_are_named_exist(path: str) -> None:
     assert (ROOT / path).exists()
 

@@ -75,7 +75,7 @@ def test_neighbours_are_of_one_kind(tokenizer: PreTrainedTokenizerFast) -> None:
     kinds = [kind(item) for item in map(dataset.__getitem__, range(160))]
     assert all(len(set(kinds[n : n + 4])) == 1 for n in range(0, 160, 4))
     assert len(set(kinds)) == 6
-    with pytest.raises(ValueError, match="the shares .* must be from 0 to 1 in sum"):
+    with pytest.raises(ValueError, match=r"the shares .* must be from 0 to 1 in sum"):
         PuzzleMixture(coordinated=True, equations=0.6, sums=0.5)
     with pytest.raises(ValueError, match="must rise from 1 on"):
         PuzzleMixture(coordinated=True, min_threads=5, max_threads=4)
