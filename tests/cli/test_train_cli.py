@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lace.cli.main import main
+from command import Run
 from lace.data.puzzle_mixture import PuzzleLattices
 from lace.lattice.checkpoint import load
 from lace.lattice.graft import lattice_layers
@@ -24,27 +22,9 @@ TINY = Path(__file__).parents[2] / "configs" / "tiny"
 CONFIGS = {stage: str(TINY / f"smoke-{stage}.toml") for stage in ("cpt", "sft", "grpo")}
 
 
-class Run(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
-    """`lace train ...` within this process."""
-
-    def run(*arguments: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["lace", "train", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        captured = capsys.readouterr()
-        return Run(code, captured.out, captured.err)
-
-    return run
+def train(lace: Callable[..., Run]) -> Callable[..., Run]:
+    return lambda *arguments: lace("train", *arguments)
 
 
 def _steps(out: Path) -> list[int]:
