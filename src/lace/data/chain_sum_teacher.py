@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from random import Random
 
-from lace.data.record import LatticeRecord, Reference, ThreadRecord
+from lace.data.record import LatticeRecord, Reference, ThreadRecord, opening_words
 from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, Puzzle
 
 WRONG_VOTES = 0.3
@@ -48,8 +48,7 @@ def write_chain_sum(
     Returns:
         The record, and for each thread the steps of its slips.
     """
-    opening = [["Thread", str(label), ":"] for label in labels]
-    tokens, hands = [list(words) for words in opening], [puzzle.start] * len(labels)
+    tokens, hands = [opening_words(label) for label in labels], [puzzle.start] * len(labels)
     references: list[list[Reference]] = [[] for _ in labels]
     slips: list[set[int]] = [set() for _ in labels]
     right = puzzle.start
@@ -67,10 +66,10 @@ def write_chain_sum(
                     slips[n].add(len(words) - 2)
                 hands[n] = value
         written, leaving = len(tokens[0]) - 2, list(hands)
+        agreed = all(hand == right for hand in hands) or not coordinated
         for n, words in enumerate(tokens):
-            others_right = all(hand == right for hand in hands) or not coordinated
             words += ["see"] * coordinated
-            verdict, stated = "fix" if hands[n] != right else "ok" if others_right else "keep", right
+            verdict, stated = _verdict(hands[n], right, agreed), right
             if later_blocks and rng.random() < stray:
                 stated = _astray(rng, hands[n], right, later_blocks[0])
             if stated != right:
@@ -79,18 +78,12 @@ def write_chain_sum(
             words += [verdict, str(stated), ","]
             leaving[n] = stated
             if coordinated:
-                for step in (written + 3, written + 4):
-                    sources = (m for m in range(len(labels)) if m != n)
-                    references[n] += [Reference(step, source, written) for source in sources]
+                references[n] += _on_others(n, len(labels), written)
         hands = leaving
     for n, words in enumerate(tokens):
         best = coordinated and labels[n] == min(labels)
         words += ["answer:", str(puzzle.answer), "[[best]]" if best else "[[success]]", "<eos>"]
-    threads = [
-        ThreadRecord(label, words, len(given), refs)
-        for label, words, given, refs in zip(labels, tokens, opening, references, strict=True)
-    ]
-    return LatticeRecord(puzzle.prompt, threads), slips
+    return _record(puzzle.prompt, labels, tokens, references), slips
 
 
 def write_votes(labels: list[int], rng: Random, rounds: int = 8) -> tuple[LatticeRecord, list[set[int]]]:
@@ -100,8 +93,7 @@ def write_votes(labels: list[int], rng: Random, rounds: int = 8) -> tuple[Lattic
     Returns:
         The record, and for each thread the steps of the values given, which are not learned.
     """
-    tokens = [["Thread", str(label), ":"] for label in labels]
-    opening = len(tokens[0])
+    tokens = [opening_words(label) for label in labels]
     references: list[list[Reference]] = [[] for _ in labels]
     given: list[set[int]] = [set() for _ in labels]
     for _ in range(rounds):
@@ -112,13 +104,29 @@ def write_votes(labels: list[int], rng: Random, rounds: int = 8) -> tuple[Lattic
         agreed = all(value == right for value in values)
         for n, (words, value) in enumerate(zip(tokens, values, strict=True)):
             given[n].add(written)
-            words += [str(value), ",", "see", "fix" if value != right else "ok" if agreed else "keep", str(right), ","]
-            sources = [m for m in range(len(labels)) if m != n]
-            references[n] += [Reference(written + later, m, written) for later in (3, 4) for m in sources]
+            words += [str(value), ",", "see", _verdict(value, right, agreed), str(right), ","]
+            references[n] += _on_others(n, len(labels), written)
+    return _record("Compute", labels, tokens, references), given
+
+
+def _verdict(own: int, right: int, agreed: bool) -> str:
+    return "fix" if own != right else "ok" if agreed else "keep"
+
+
+def _on_others(thread: int, threads: int, written: int) -> list[Reference]:
+    """Verdict and value behind it rest on what all others wrote at step `written`."""
+    others = [other for other in range(threads) if other != thread]
+    return [Reference(written + later, other, written) for later in (3, 4) for other in others]
+
+
+def _record(
+    prompt: str, labels: list[int], tokens: list[list[str]], references: list[list[Reference]]
+) -> LatticeRecord:
     threads = [
-        ThreadRecord(label, words, opening, refs) for label, words, refs in zip(labels, tokens, references, strict=True)
+        ThreadRecord(label, words, len(opening_words(label)), rests)
+        for label, words, rests in zip(labels, tokens, references, strict=True)
     ]
-    return LatticeRecord("Compute", threads), given
+    return LatticeRecord(prompt, threads)
 
 
 def _astray(rng: Random, own: int, right: int, block: tuple[int, ...]) -> int:

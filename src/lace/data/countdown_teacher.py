@@ -19,7 +19,7 @@ from random import Random
 from typing import Literal
 
 from lace.data.assemble import LAG
-from lace.data.record import LatticeRecord, Reference, ThreadRecord
+from lace.data.record import LatticeRecord, Reference, ThreadRecord, opening_words
 from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS, Puzzle, attempts, carry_out
 
 LAST_START = {3: 57, 4: 90}
@@ -91,7 +91,7 @@ class CountdownTeacher:
         self.width = len(puzzle.numbers) - 2
         self.workers = []
         for label in labels:
-            opening = ["Thread", str(label), ":"]
+            opening = opening_words(label)
             self.workers.append(Worker(label, opening, len(opening)))
 
     def write(self) -> LatticeRecord:

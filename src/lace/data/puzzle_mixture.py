@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -13,7 +14,7 @@ from lace.data.chain_sum_teacher import exact, sums, write_chain_sum, write_vote
 from lace.data.countdown_drills import IdeaDrill, equations
 from lace.data.countdown_teacher import CountdownTeacher
 from lace.data.mistakes import Mistakes
-from lace.data.record import LatticeRecord, ThreadRecord
+from lace.data.record import LatticeRecord, ThreadRecord, opening_words
 from lace.data.vocabulary import TAGS
 from lace.tasks import chain_sum
 from lace.tasks.countdown import generate
@@ -164,12 +165,12 @@ class PuzzleLattices(Dataset[AssembledLattice]):
         return lattice
 
     def _drill(
-        self, prompt: str, labels: list[int], rows: list[list[str]], verdicts: frozenset[str] | set[str] = frozenset()
+        self, prompt: str, labels: list[int], rows: list[list[str]], verdicts: Collection[str] = ()
     ) -> AssembledLattice:
         """Rows of equations, in which results and verdicts are learned."""
         threads, learned = [], []
         for label, row in zip(labels, rows, strict=True):
-            opening = ["Thread", str(label), ":"]
+            opening = opening_words(label)
             words = [*opening, *row]
             threads.append(ThreadRecord(label, words, len(opening)))
             learned.append([n > 0 and (words[n - 1] == "=" or word in verdicts) for n, word in enumerate(words)])

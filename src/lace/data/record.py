@@ -29,6 +29,11 @@ class ThreadRecord:
     whole distribution instead of the one draw takes most of the noise out of the gradient."""
 
 
+def opening_words(label: int) -> list[str]:
+    """What the symbolic teachers' threads begin with; given, not learned."""
+    return ["Thread", str(label), ":"]
+
+
 @dataclass
 class LatticeRecord:
     """N threads of one prompt, aligned in generated time: token t of every thread is written in the same step."""

@@ -38,7 +38,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lace.lattice.graft import lattice_layers
-from lace.lattice.size import lattice_size
+from lace.lattice.size import attention_widths, lattice_size
 
 LOGIT_BYTES = 20
 
@@ -91,9 +91,7 @@ def training_cost(model: PreTrainedModel, batch: Batch) -> Cost:
     multiplied = [p for p in parameters if p.dim() > 1 and (p is not embedding or p is output)]
 
     element = parameters[0].element_size()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    queries = config.num_attention_heads * head_dim
-    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_dim
+    queries, keys = attention_widths(config)
     layers = config.num_hidden_layers
     lattices = [layer.config for layer in lattice_layers(model)] if batch.lattice else []
     readers = [c for c in lattices if c.kind == "lattice"]

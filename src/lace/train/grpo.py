@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -258,7 +258,8 @@ class LatticeGRPO:
         s = self.settings
         share = s.questions_per_step // self.accelerator.num_processes
         first = self.step * s.questions_per_step + self.accelerator.process_index * share
-        asked = [self.questions[n] for n in range(first, first + share) for _ in range(s.lattices_per_question)]
+        questions = [self.questions[n] for n in range(first, first + share)]
+        asked = [question for question in questions for _ in range(s.lattices_per_question)]
         seeds = (s.seed << 40) + first * s.lattices_per_question  # unlike any other of the run
         params = [SamplingParams(threads=s.threads, max_tokens=s.max_tokens, seed=seeds + n) for n in range(len(asked))]
         with gathered(self.policy):
@@ -284,12 +285,10 @@ class LatticeGRPO:
         advantages_GK = group_advantages(total_GK, scale=s.scale_advantages)
         return advantages_GK[..., None] + s.rewards.thread * thread_advantages(right_GKN)
 
-    @contextmanager
-    def _as_set(self) -> Iterator[None]:
+    def _as_set(self) -> AbstractContextManager[None]:
         """Within the block forward and backward pass go as the settings say; a layer that is computed again in the
         backward pass has to find what it found before."""
-        with thread_gradients_cut(self.policy) if self.settings.cut_thread_gradients else nullcontext():
-            yield
+        return thread_gradients_cut(self.policy) if self.settings.cut_thread_gradients else nullcontext()
 
     def loss(self, rollouts: Sequence[Rollout], count: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of some lattices, with gradient, and sums over their tokens for the log.
