@@ -10,11 +10,10 @@ is the slip.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 from random import Random
 
 from lace.data.record import LatticeRecord, Reference, ThreadRecord, opening_words
-from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, Puzzle
+from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, Puzzle, in_range
 
 WRONG_VOTES = 0.3
 """Share of the values in drills of verdicts that are wrong."""
@@ -59,7 +58,7 @@ def write_chain_sum(
             order = rng.sample(block, len(block))
             for place, term in enumerate(order):
                 x, value = hands[n], adder(rng, hands[n], term)
-                if not all(1 <= later <= MAX_VALUE for later in accumulate(order[place + 1 :], initial=value)):
+                if not in_range(value, order[place + 1 :]):
                     value = x + term  # that slip would lead out of the numbers that there are words for
                 words += [str(x), "-" if term < 0 else "+", str(abs(term)), "=", str(value), ","]
                 if value != x + term:
@@ -133,7 +132,7 @@ def _astray(rng: Random, own: int, right: int, block: tuple[int, ...]) -> int:
     """The wrong value that a thread goes on with: its own, if that was wrong, else one near; the right one, if the
     next block would lead the wrong one out of the numbers that there are words for."""
     value = own if own != right else _miss(rng, right)
-    return value if all(1 <= value + part <= MAX_VALUE for part in (*block, sum(block))) else right
+    return value if in_range(value, block) else right
 
 
 def _miss(rng: Random, value: int) -> int:

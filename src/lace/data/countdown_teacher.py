@@ -24,8 +24,6 @@ from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS, Puzzle, attempts, car
 
 LAST_START = {3: 57, 4: 90}
 """Last step at which a thread begins another attempt, by the count of numbers; about four attempts."""
-DEAD_END = 0.25
-"""Weight of an idea that cannot be carried out, against 1: workers see most dead ends beforehand, not all of them."""
 CLOSENESS = 0.3
 """Spread, in units of log(value / target), of the second ideas for four numbers."""
 
@@ -180,17 +178,15 @@ class CountdownTeacher:
 
     def _begin(self, worker: Worker) -> None:
         """Begins an attempt: with any idea that nobody was seen to try, or for four numbers with any of the first
-        steps that were seen least."""
+        steps that were seen least. Whether it leads to a dead end, a worker does not foresee."""
         self.lucky_names = self.rng.choice(self.right) if self.rng.random() < self.luck else ()
         names = TRIPLE_IDEAS if self.width == 1 else PAIR_IDEAS
-        fails = {name: carry_out(self.puzzle.numbers, (name,)).value is None for name in names}
-        weights = {name: DEAD_END if fails[name] else 1.0 for name in names}
         known = self._known(worker, ())
-        least = min(known[name] for name in weights)
-        free = [name for name in weights if known[name] == least]
+        least = min(known[name] for name in names)
+        free = [name for name in names if known[name] == least]
         if self.width == 1 and least:
-            free = [name for name in weights if (name,) not in worker.tried]
-        self._name(worker, {name: weights[name] for name in free})
+            free = [name for name in names if (name,) not in worker.tried]
+        self._name(worker, dict.fromkeys(free, 1.0))
 
     def _carry_on(self, worker: Worker) -> None:
         """Goes on with an attempt: names the rest of it, or writes the equations behind a name and the verdict."""

@@ -1,9 +1,9 @@
-"""Chained sums: add and subtract a row of numbers, two at a time, where a slip early on spoils all that follows.
+"""Chained sums: add and subtract a row of numbers, three at a time, where a slip early on spoils all that follows.
 
 Puzzles and scores agree with reasoning-gym's `chain_sum`; `tests/test_chain_sum.py` checks that against the package
-itself. A *trace* takes the terms in blocks of two, in either order, and ends each block with a verdict and its value:
+itself. A *trace* takes the terms in blocks of three, in any order, and ends each block with a verdict and its value:
 
-    112 + 35 = 147 , 147 - 68 = 79 , ok 79 , ...
+    112 + 35 = 147 , 147 - 68 = 79 , 79 + 20 = 99 , ok 99 , ...
 
 A thread that looks at others says `see` before its verdict. `ok`: this value stands, and nobody was seen to have
 another; `keep`: it stands against another thread's; `fix`: it was wrong, and the value behind the word replaces it.
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from random import Random
 from typing import Any
 
@@ -23,10 +25,16 @@ from lace.tasks.task import Split, TraceReport, different
 MAX_VALUE = 199
 """Largest value of a step in a trace."""
 MIN_TERM, MAX_TERM = 10, 99
-BLOCK = 2
+BLOCK = 3
 """Terms that are added between two verdicts."""
-MIN_BLOCKS, MAX_BLOCKS = 4, 6
+MIN_BLOCKS, MAX_BLOCKS = 5, 7
 VERDICTS = ("ok", "keep", "fix")
+
+
+def in_range(value: int, block: Sequence[int]) -> bool:
+    """Whether all values from `value` on stay from 1 to `MAX_VALUE`, in whichever order the block's terms are added."""
+    some = (taken for count in range(len(block) + 1) for taken in combinations(block, count))
+    return all(1 <= value + sum(taken) <= MAX_VALUE for taken in some)
 
 
 @dataclass(frozen=True)
@@ -104,13 +112,17 @@ def check_range(puzzle: Puzzle) -> None:
         ValueError: for another count of terms, or values out of range.
     """
     if len(puzzle.terms) not in range(BLOCK, BLOCK * MAX_BLOCKS + 1, BLOCK):
-        raise ValueError(f"a chained sum has an even count of up to {BLOCK * MAX_BLOCKS} terms behind the first here")
+        raise ValueError(
+            f"a chained sum has a multiple of {BLOCK} terms behind the first here, up to {BLOCK * MAX_BLOCKS}"
+        )
     if not all(MIN_TERM <= abs(term) <= MAX_TERM for term in puzzle.terms):
         raise ValueError(f"a chained sum has terms from {MIN_TERM} to {MAX_TERM} here")
     value = puzzle.start
     for block in puzzle.blocks:
-        if not all(1 <= value + part <= MAX_VALUE for part in (0, *block, sum(block))):
-            raise ValueError(f"a chained sum stays from 1 to {MAX_VALUE} here, in whichever order two terms are added")
+        if not in_range(value, block):
+            raise ValueError(
+                f"a chained sum stays from 1 to {MAX_VALUE} here, in whichever order {BLOCK} terms are added"
+            )
         value += sum(block)
 
 
@@ -122,7 +134,7 @@ def generate(rng: Random, split: Split) -> Puzzle:
         blocks = rng.randint(MIN_BLOCKS, MAX_BLOCKS)
         while len(terms) < BLOCK * blocks:
             block = [rng.choice((-1, 1)) * rng.randint(MIN_TERM, MAX_TERM) for _ in range(BLOCK)]
-            if all(1 <= value + term <= MAX_VALUE for term in [*block, sum(block)]):
+            if in_range(value, block):
                 terms += block
                 value += sum(block)
         puzzle = Puzzle(start, tuple(terms))
