@@ -225,8 +225,10 @@ def test_gradient_through_the_lattice_is_kept_or_cut(
     assert (flows[True][1] > 0).tolist() == [True, False, False]
 
 
-def test_reward_rises(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, earn: None) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_reward_rises(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, earn: None, temperature: float) -> None:
     settings = replace(SETTINGS, steps=25, lattices_per_question=8, learning_rate=1e-2, save_every=100)
+    settings = replace(settings, temperature=temperature)
     LatticeGRPO(_model(tokenizer), tokenizer, _Same(), settings, tmp_path).train()
     rewards = [line["reward"] for line in _log(tmp_path)]
     assert sum(rewards[:5]) / 5 < 0.55
@@ -273,6 +275,8 @@ def test_killed_and_resumed_equals_unbroken(
         ({"threads": 0}, "threads must be at least 1, not 0"),
         ({"lattices_per_forward": 0}, "lattices_per_forward must be at least 1"),
         ({"diversity": "words"}, "diversity must be tokens or embeddings, not 'words'"),
+        ({"temperature": 0.0}, "temperature must be above 0, not 0.0"),
+        ({"temperature": 0.7, "updates": 2}, "updates above 1 need temperature 1"),
         ({"strategy": "swapped"}, "strategy must be lace or independent, not 'swapped'"),
     ],
 )

@@ -2,7 +2,7 @@
 
 One step, with G questions and K lattices for each:
 
-    rollout      engine.generate, on policy, at temperature 1            -> G K lattices of N threads
+    rollout      engine.generate, on policy                              -> G K lattices of N threads
     reward       of each lattice (lace.train.rewards)                    -> (G, K)
     advantage    within the group of its question (policy_loss.py)       -> (G, K), shared by the N threads
     learn        log-probabilities anew, in the layout they were sampled in, whole lattices a micro-batch
@@ -81,6 +81,8 @@ class GRPOSettings:
     """N, threads of a lattice."""
     max_tokens: int = 100
     """Sampled tokens of a thread at most."""
+    temperature: float = 1.0
+    """Of the rollouts; the policy that learns is the model at this temperature."""
     questions_per_step: int = 4
     """G, over all processes."""
     lattices_per_question: int = 8
@@ -128,6 +130,10 @@ class GRPOSettings:
         for name in (*counts, "updates", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}: rollouts have to differ")
+        if self.temperature != 1 and self.updates != 1:
+            raise ValueError("updates above 1 need temperature 1: the engine tells log-probabilities at temperature 1")
         if self.lattices_per_question < 2:
             raise ValueError("lattices_per_question must be at least 2: an advantage is relative to others")
         if self.strategy not in ("lace", "independent"):
@@ -261,7 +267,10 @@ class LatticeGRPO:
         questions = [self.questions[n] for n in range(first, first + share)]
         asked = [question for question in questions for _ in range(s.lattices_per_question)]
         seeds = (s.seed << 40) + first * s.lattices_per_question  # unlike any other of the run
-        params = [SamplingParams(threads=s.threads, max_tokens=s.max_tokens, seed=seeds + n) for n in range(len(asked))]
+        params = [
+            SamplingParams(threads=s.threads, max_tokens=s.max_tokens, temperature=s.temperature, seed=seeds + n)
+            for n in range(len(asked))
+        ]
         with gathered(self.policy):
             results = self.engine.generate([question.prompt for question in asked], params, strategy=s.strategy)
         reward_of = lattice_reward if s.strategy == "lace" else independent_reward
@@ -311,10 +320,15 @@ class LatticeGRPO:
         with self._as_set(), checkpointing_layers(self.policy):
             logits = self.model(**batch, use_cache=False).logits
         logprobs_RT = token_logprobs(logits, batch["input_ids"])
+        gap = (logprobs_RT.detach() - sampled_RT).abs()[learned_RT].max()
+        if s.temperature != 1:
+            logprobs_RT = token_logprobs(logits / s.temperature, batch["input_ids"])
+            sampled_RT = logprobs_RT.detach()  # the one update is on policy
         reference_RT = None
         if self.reference is not None and s.kl_weight:
             with torch.no_grad():
-                reference_RT = token_logprobs(self.reference(**batch, use_cache=False).logits, batch["input_ids"])
+                reference_logits = self.reference(**batch, use_cache=False).logits
+            reference_RT = token_logprobs(reference_logits / s.temperature, batch["input_ids"])
         loss, clipped = policy_loss(
             logprobs_RT,
             sampled_RT,
@@ -326,7 +340,6 @@ class LatticeGRPO:
             reference_RT=reference_RT,
             kl_weight=s.kl_weight,
         )
-        gap = (logprobs_RT.detach() - sampled_RT).abs()[learned_RT].max()
         return loss, {"clipped": clipped, "logprob_gap": gap}
 
     def learn(self, rollouts: list[Rollout]) -> dict[str, float]:
