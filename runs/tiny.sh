@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Makes the small models from nothing: the shipped pair, or a control. Run it again after an interruption and it goes on
-# where it stopped. Stages 1 and 2 of one seed are shared by all its variants.
+# From nothing to the table: one small base model, then every variant with every seed, then the test puzzles. Two runs of
+# a thread each go side by side. Run it again after an interruption and it goes on where it stopped.
 #
 #   runs/tiny.sh [VARIANT ...]                      variants: see below; default: isolated lace
-#   SEED=1 OUT=runs/out/tiny runs/tiny.sh lace isolated
+#   SEEDS="0 1 2" OUT=runs/out/tiny runs/tiny.sh
+#
+# Models: $OUT/SEED/VARIANT-sft/model and -grpo/model; tables: $OUT/countdown.md, $OUT/chain-sum.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 make --quiet .venv/.installed
-SEED=${SEED:-0} OUT=${OUT:-runs/out/tiny}
+SEEDS=${SEEDS:-0} OUT=${OUT:-runs/out/tiny} N_PUZZLES=${N_PUZZLES:-2000}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two runs of a thread each are faster than one of two
 
 variants=("$@")
@@ -26,47 +28,54 @@ settings() { # the settings that make a variant, in all its stages
     *) echo "unknown variant $1" >&2; return 1 ;;
     esac
 }
-stage() { # command, config, folder, overrides: one stage, unless it is finished
-    local folder=$OUT/$SEED/$3
+entries() { # how a variant is asked on test puzzles; temperatures are from validation puzzles (docs/log.md)
+    local task=$1 variant=$2 seed=$3 stage temperature=1.0 strategy=lace
+    [ "$task" = chain-sum ] && temperature=0.4
+    [[ $variant == isolated* ]] && strategy=independent
+    for stage in sft grpo; do
+        [ -d "$OUT/$seed/$variant-$stage/model" ] || continue
+        echo "--entry=$variant-$stage/$seed=$OUT/$seed/$variant-$stage/model@$strategy,temperature=$temperature"
+    done
+}
+stage() { # folder, command, config, overrides: one stage, unless it is finished
+    local folder=$OUT/$1
     [ -d "$folder/model" ] && return
-    echo "$3: training; progress in $folder/log.jsonl"
-    .venv/bin/lace train "$1" "configs/tiny/$2.toml" --run.out="$folder" --run.seed="$SEED" "${@:4}"
+    echo "$1: training; progress in $folder/log.jsonl"
+    .venv/bin/lace train "$2" "configs/tiny/$3.toml" --run.out="$folder" "${@:4}"
 }
-mistakes() { # model's folder, table
-    [ -f "$OUT/$SEED/$2" ] || .venv/bin/python -m lace.train.mistakes "$OUT/$SEED/$1/model" "$OUT/$SEED/$2"
-}
-data_seed() { echo "--data.seed=$((10 * SEED + $1))"; } # another stream in every stage
-
-train() { # variant, until: runs the stages of a variant up to one of them
-    local own init=$OUT/$SEED
+train() { # variant, seed
+    local own later at=$OUT/$2/$1
     own=$(settings "$1")
-    # Only the first grafted stage sets the lattice's shape; later ones find it in the model.
-    local later
-    later=$(tr ' ' '\n' <<<"$own" | grep -v '^--lattice\.' || true)
-    stage sft ideas "$1-ideas" --model.init="$init/base/model" $(data_seed 1) $own
-    [ "${2:-}" = ideas ] && return
-    mistakes isolated-ideas mistakes-ideas.safetensors
-    stage sft chains "$1-chains" --model.init="$init/$1-ideas/model" $(data_seed 2) $later \
-        --data.mistakes="$init/mistakes-ideas.safetensors"
-    [ "${2:-}" = chains ] && return
-    mistakes isolated-chains mistakes-chains.safetensors
-    stage sft whole "$1-whole" --model.init="$init/$1-chains/model" $(data_seed 3) $later \
-        --data.mistakes="$init/mistakes-chains.safetensors"
+    later=$(tr ' ' '\n' <<<"$own" | grep -v '^--lattice\.' || true) # later stages find the lattice in the model
+    seeds() { echo "--run.seed=$2 --data.seed=$((10 * $2 + $1))"; } # another stream of puzzles in every stage
+    stage "$2/$1-ideas" sft ideas $(seeds 1 "$2") --model.init="$OUT/base/model" $own
+    stage "$2/$1-chains" sft chains $(seeds 2 "$2") --model.init="$at-ideas/model" $later --data.mistakes="$OUT/mistakes.safetensors"
+    stage "$2/$1-sft" sft sft $(seeds 3 "$2") --model.init="$at-chains/model" $later --data.mistakes="$OUT/mistakes.safetensors"
     case $1 in
-    lace) stage grpo grpo lace-grpo --model.init="$init/lace-whole/model" ;;
-    isolated) stage grpo grpo isolated-grpo --model.init="$init/isolated-whole/model" --grpo.strategy=independent ;;
+    lace) stage "$2/lace-grpo" grpo grpo --run.seed="$2" --model.init="$at-sft/model" ;;
+    isolated) stage "$2/isolated-grpo" grpo grpo --run.seed="$2" --model.init="$at-sft/model" --grpo.strategy=independent ;;
     esac
 }
+two_at_a_time() { while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done; }
+all_done() { while [ "$(jobs -rp | wc -l)" -ge 1 ]; do wait -n; done; }
 
 trap 'for job in $(jobs -p); do pkill -P "$job" || true; done' EXIT # nothing goes on when the script ends
 
-OMP_NUM_THREADS=2 stage sft base base $(data_seed 0)
-train isolated chains & # the tables of mistakes are of this model
-train "${variants[-1]}" ideas &
-wait -n && wait -n
-for variant in "${variants[@]}"; do
-    while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done
-    train "$variant" &
+OMP_NUM_THREADS=2 stage base sft base --data.seed=0
+[ -f "$OUT/mistakes.safetensors" ] || .venv/bin/python -m lace.train.mistakes "$OUT/base/model" "$OUT/mistakes.safetensors"
+for seed in $SEEDS; do
+    for variant in "${variants[@]}"; do
+        two_at_a_time
+        train "$variant" "$seed" &
+    done
 done
-while [ "$(jobs -rp | wc -l)" -ge 1 ]; do wait -n; done
-echo "done: $OUT/$SEED"
+all_done
+for task in countdown chain-sum; do
+    asked=()
+    for seed in $SEEDS; do
+        for variant in "${variants[@]}"; do asked+=($(entries $task "$variant" "$seed")); done
+    done
+    [ -f "$OUT/$task.json" ] || .venv/bin/lace eval $task "${asked[@]}" --n "$N_PUZZLES" --json "$OUT/$task.json" --markdown "$OUT/$task.md" &
+done
+all_done
+cat "$OUT/countdown.md" "$OUT/chain-sum.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, permutations
 from random import Random
 
 import pytest
@@ -10,7 +11,7 @@ import reasoning_gym
 from lace.tasks.chain_sum import MAX_VALUE, Puzzle, check_range, generate, parse, puzzles, read_trace
 from lace.tasks.task import find_task, get_task
 
-PUZZLE = Puzzle(112, (35, -68, -20, 11))
+PUZZLE = Puzzle(112, (35, -68, 30, -20, 11, -40))
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def gym():
     return reasoning_gym.create_dataset("chain_sum", size=30, seed=3, min_terms=3, max_terms=9, min_digits=2)
 
 
-@pytest.mark.parametrize("answer", ["70", "71", " 70 ", "-70", "7 0", "none", "", None, "9" * 1500, "70 [[best]]"])
+@pytest.mark.parametrize("answer", ["60", "61", " 60 ", "-60", "6 0", "none", "", None, "9" * 1500, "60 [[best]]"])
 def test_score_agrees_with_reasoning_gym(gym, answer: str | None) -> None:
     assert PUZZLE.check(answer) == (gym.score_answer(answer, PUZZLE.to_entry()) == 1.0)
 
@@ -31,7 +32,7 @@ def test_questions_of_reasoning_gym_are_read(gym) -> None:
 
 
 def test_prompts_are_read_back() -> None:
-    assert PUZZLE.prompt == "Compute 112 + 35 - 68 - 20 + 11"
+    assert PUZZLE.prompt == "Compute 112 + 35 - 68 + 30 - 20 + 11 - 40"
     assert parse(PUZZLE.prompt) == PUZZLE
 
 
@@ -41,15 +42,16 @@ def test_other_questions_are_refused(text: str) -> None:
         parse(text)
 
 
-def test_values_stay_in_range_in_either_order() -> None:
+def test_values_stay_in_range_in_any_order() -> None:
     rng = Random(0)
     for _ in range(200):
         puzzle = generate(rng, "train")
         assert puzzle.split == "train"
         value = puzzle.start
-        for one, two in puzzle.blocks:
-            assert all(1 <= v <= MAX_VALUE for v in (value + one, value + two, value + one + two))
-            value += one + two
+        for block in puzzle.blocks:
+            for order in permutations(block):
+                assert all(1 <= v <= MAX_VALUE for v in accumulate(order, initial=value))
+            value += sum(block)
         assert value == puzzle.answer
 
 
@@ -65,11 +67,11 @@ def test_splits_are_disjoint_and_draws_repeat() -> None:
     ("text", "expected"),
     [
         (
-            "112 + 35 = 147 , 147 - 68 = 79 , ok 79 , 79 - 20 = 59 , 59 + 11 = 70 , ok 70 , answer: 70",
-            (4, 0, 0),
+            "112 + 35 = 147 , 147 - 68 = 79 , 79 + 30 = 109 , ok 109 , 109 - 20 = 89 , 89 + 11 = 100 , 100 - 40 = 60 , ok 60",
+            (6, 0, 0),
         ),
-        ("112 - 68 = 44 , 44 + 35 = 79 , ok 79 , 79 + 11 = 90 , 90 - 20 = 70 , keep 70", (4, 0, 0)),
-        ("112 + 35 = 148 , 148 - 68 = 80 , fix 79 , 79 - 20 = 59 , 59 + 11 = 70 , ok 70", (4, 1, 0)),
+        ("112 - 68 = 44 , 44 + 30 = 74 , 74 + 35 = 109 , ok 109 , 109 + 11 = 120 , keep 120", (4, 0, 0)),
+        ("112 + 35 = 148 , 148 - 68 = 80 , 80 + 30 = 110 , fix 109 , 109 - 20 = 89 , ok 89", (4, 1, 0)),
         ("112 + 35 = 147 , 147 - 20 = 127 , ok 127", (2, 0, 1)),
         ("112 + 35 = 147 , 147 + 35 = 182 , ok 182", (2, 0, 1)),
         ("112 + 35 = 147 , 146 - 68 = 78 , ok 78", (2, 0, 1)),
@@ -99,9 +101,9 @@ def test_questions_find_their_task_and_those_out_of_range_are_refused() -> None:
         for puzzle in puzzles(50, 1, split):
             check_range(puzzle)
     for text, reason in {
-        "Compute 112 + 35 - 68 + 20": "even count",
-        "Compute 112 + 5 - 68": "terms from 10 to 99",
-        "Compute 112 + 90 - 68": "stays from 1 to 199",
+        "Compute 112 + 35 - 68 + 20": "multiple of 3 terms",
+        "Compute 112 + 5 - 68 + 20": "terms from 10 to 99",
+        "Compute 112 + 90 - 68 + 20": "stays from 1 to 199",
     }.items():
         with pytest.raises(ValueError, match=reason):
             check_range(parse(text))

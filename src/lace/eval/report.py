@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from lace.eval.outcome import METRICS, YES_OR_NO, Outcome
 from lace.eval.run import Cell, Entry
 from lace.eval.stats import Estimate, bootstrap_difference, bootstrap_mean, holm, mcnemar, permutation, wilson
+from lace.provenance import source_commit
 
 SELECTIONS = ("vote@N", "self_verified")
 """How isolated threads can choose their answer without talking."""
@@ -89,7 +89,7 @@ def make_report(
         "seed": seed,
         "against": against,
         "command": command,
-        "commit": _commit(),
+        "commit": source_commit(),
         "machine": _machine(),
         "entries": [
             {"label": entry.label, **_settings(entry), "model": entry.model, "weights": weights[entry.model]}
@@ -215,18 +215,3 @@ def _machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
-
-
-def _commit() -> str | None:
-    """The commit of a source checkout, marked if this package was changed since; None elsewhere."""
-    here = Path(__file__).parents[1]
-    try:
-        tracked, head, changed = (
-            subprocess.run(
-                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
-            ).stdout.strip()
-            for command in (["ls-files", __file__], ["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "."])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{head}-dirty" if tracked and changed else head if tracked else None

@@ -29,7 +29,7 @@ from transformers.optimization import Adafactor
 
 from lace.data.assemble import AssembledLattice
 from lace.data.collate import IGNORED, LatticeCollator
-from lace.engine.engine import Engine, opening_ids
+from lace.engine.engine import Engine
 from lace.engine.result import LatticeResult
 from lace.engine.sampling import SamplingParams
 from lace.lattice.graft import LAYOUT_ARGUMENTS, lattice_layers, lattice_parameters, thread_gradients_cut

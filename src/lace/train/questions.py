@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 
@@ -45,12 +46,14 @@ class FileQuestions:
             self.pairs.append((values["prompt"], values["answer"].strip()))
         if not self.pairs:
             raise ValueError(f"{path} holds no questions")
+        self.order_of_round = lru_cache(maxsize=1)(self._shuffled)
+
+    def _shuffled(self, turn: int) -> list[int]:
+        return Random(f"{self.seed}/round/{turn}").sample(range(len(self.pairs)), len(self.pairs))
 
     def __getitem__(self, index: int, /) -> Question:
         turn, place = divmod(index, len(self.pairs))
-        order = list(range(len(self.pairs)))
-        Random(f"{self.seed}/round/{turn}").shuffle(order)
-        prompt, answer = self.pairs[order[place]]
+        prompt, answer = self.pairs[self.order_of_round(turn)[place]]
         return Question(prompt, _same_as(answer))
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from contextlib import nullcontext
 from dataclasses import fields
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from lace.data.vocabulary import build_tokenizer
 from lace.lattice.checkpoint import load, load_shape, save
 from lace.lattice.config import LatticeConfig
 from lace.lattice.graft import graft, lattice_layers, lattice_off, lattice_parameters
+from lace.provenance import source_commit
 from lace.train import run_log
 from lace.train.config import AnyRun, GRPORun, PuzzleData, Stage, SupervisedRun, flat, resolved
 from lace.train.cost import Batch, Cost, training_cost
@@ -70,7 +70,7 @@ def open_run(stage: Stage, config: AnyRun, command: str) -> bool:
             raise ValueError(f"{out} exists, but holds no run ({RESOLVED_NAME}); give another run.out")
         out.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-        about = {"command": command, "commit": _commit(), "seed": config.run.seed, "versions": versions}
+        about = {"command": command, "commit": source_commit(), "seed": config.run.seed, "versions": versions}
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps({**about, "config": values}, indent=2) + "\n", encoding="utf-8")
         unfinished.rename(path)
@@ -81,21 +81,6 @@ def open_run(stage: Stage, config: AnyRun, command: str) -> bool:
         told = ", ".join(f"{key} (there {before.get(key)!r}, now {now.get(key)!r})" for key in differing)
         raise ValueError(f"{out} holds a run of another config: {told}; give another run.out")
     return (out / "model").exists()
-
-
-def _commit() -> str | None:
-    """The commit of a source checkout, marked if it was changed since; None elsewhere."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head, changes = (
-            subprocess.run([*git, *arguments], capture_output=True, text=True, timeout=10)
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
