@@ -11,62 +11,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lace.engine.cache import RowCache
-from lace.engine.detokenize import Detokenizer
-from lace.engine.result import STRATEGIES, FinishReason, LatticeResult, Strategy, ThreadResult, TokenEvent
+from lace.engine.result import STRATEGIES, LatticeResult, Strategy, TokenEvent
 from lace.engine.sampling import SamplingParams, choose_tokens, draw_thread_ids, draw_uniforms, end_token_ids
-from lace.engine.selection import choose_thread, read_answer, read_tag
+from lace.engine.threads import Lattice, new_thread
 from lace.lattice.graft import lattice_layers, new_lattice_cache
 
 COMPACT_BELOW = 0.75
 """Finished rows are computed along until fewer than this share of the rows is live; then the live ones move up."""
-
-
-@dataclass
-class _Thread:
-    """One thread while it decodes."""
-
-    label: int
-    opening: list[int]
-    detokenizer: Detokenizer
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish: FinishReason | None = None
-
-
-@dataclass
-class _Lattice:
-    """One prompt while it decodes."""
-
-    index: int
-    prompt: str
-    prompt_ids: list[int]
-    params: SamplingParams
-    threads: list[_Thread]
-    uniforms_SN: torch.Tensor
-    deadline: int | None = None
-    """Step of the early stop, once a thread has closed with `[[best]]`."""
-    steps: int = 0
-    seconds: float = 0.0
-
-    @property
-    def running(self) -> bool:
-        return any(thread.finish is None for thread in self.threads)
-
-    @property
-    def max_steps(self) -> int:
-        return self.params.max_tokens + max(len(thread.opening) for thread in self.threads)
-
-
-def opening_ids(tokenizer: PreTrainedTokenizerBase, opening: str, label: int) -> list[int]:
-    """The given tokens that a thread begins with; `opening` as in `LatticeConfig`, empty for none."""
-    text = opening.format(label=label)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
 class Engine:
@@ -114,7 +71,7 @@ class Engine:
         for batch in self._batches(lattices, strategy):
             for _ in self._decode(batch, strategy):
                 pass
-        return [self._result(lattice, strategy) for lattice in lattices]
+        return [lattice.result() for lattice in lattices]
 
     def generate_stream(
         self,
@@ -137,7 +94,7 @@ class Engine:
                     yield from step_events
                     for lattice in [lattice for lattice in open_lattices if not lattice.running]:
                         open_lattices.remove(lattice)
-                        yield self._result(lattice, strategy)
+                        yield lattice.result()
 
         return events()
 
@@ -147,24 +104,22 @@ class Engine:
         self,
         prompts: Sequence[str] | str,
         params: SamplingParams | Sequence[SamplingParams] | None,
-        strategy: str,
+        strategy: Strategy,
         *,
         lazy: bool,
-    ) -> list[_Lattice]:
+    ) -> list[Lattice]:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many sampling parameters, not {len(each)}")
-        if strategy == "independent":  # nobody can know that another thread is done
-            each = [replace(p, grace=None) for p in each]
-        labels = [draw_thread_ids(p, self.config) for p in each]
+        labels: list[list[int] | None] = [None] * len(prompts)
         if strategy == "swapped":
             self._check_swap(prompts, each)
-            labels = [labels[0]] * len(prompts)
+            labels = [draw_thread_ids(each[0], self.config)] * len(prompts)
         return [
-            self._new_lattice(n, text, p, own, lazy)
+            self.new_lattice(text, p, strategy, index=n, labels=own, lazy=lazy)
             for n, (text, p, own) in enumerate(zip(prompts, each, labels, strict=True))
         ]
 
@@ -176,16 +131,36 @@ class Engine:
         if len(counts := sorted({p.threads for p in each})) > 1:
             raise ValueError(f"the strategy swapped needs the same number of threads for all prompts, not {counts}")
 
-    def _new_lattice(self, index: int, prompt: str, params: SamplingParams, labels: list[int], lazy: bool) -> _Lattice:
+    def new_lattice(
+        self,
+        prompt: str,
+        params: SamplingParams,
+        strategy: Strategy = "lace",
+        *,
+        index: int = 0,
+        labels: list[int] | None = None,
+        lazy: bool = False,
+    ) -> Lattice:
+        """The threads of one prompt before their first step.
+
+        Args:
+            prompt, params, strategy: as in `generate`.
+            index: number of the prompt in its events and in messages.
+            labels: of the threads; by default drawn by the seed.
+            lazy: whether nobody wants text before a thread has ended.
+
+        Raises:
+            ValueError: one line, for an empty prompt or one too long for the model.
+        """
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"prompt {index} is empty")
+        if strategy == "independent":  # nobody can know that another thread is done
+            params = replace(params, grace=None)
         prompt_ids = list(self.tokenizer(prompt)["input_ids"])
         opening = self.config.opening if self.config else ""
-        threads = []
-        for label in labels:
-            ids = opening_ids(self.tokenizer, opening, label)
-            threads.append(_Thread(label, ids, Detokenizer(self.tokenizer, params.stop, lazy=lazy)))
-        lattice = _Lattice(index, prompt, prompt_ids, params, threads, torch.empty(0))
+        labels = labels or draw_thread_ids(params, self.config)
+        threads = [new_thread(self.tokenizer, opening, label, params.stop, lazy=lazy) for label in labels]
+        lattice = Lattice(index, prompt, prompt_ids, params, strategy, threads, self.end_ids, torch.empty(0))
         if (total := len(prompt_ids) + lattice.max_steps) > self.max_positions:
             raise ValueError(
                 f"prompt {index} is too long: {len(prompt_ids)} tokens and {lattice.max_steps} to generate make "
@@ -194,7 +169,7 @@ class Engine:
         lattice.uniforms_SN = draw_uniforms(params, lattice.max_steps)
         return lattice
 
-    def _batches(self, lattices: list[_Lattice], strategy: str) -> Iterator[list[_Lattice]]:
+    def _batches(self, lattices: list[Lattice], strategy: str) -> Iterator[list[Lattice]]:
         """Splits lattices, in order, into batches of at most `max_rows` threads; a lattice is never torn apart.
 
         Swapped ones in equal parts of at least two, one above `max_rows` where it must be: none is left alone.
@@ -204,7 +179,7 @@ class Engine:
             count = min(-(-len(lattices) // fitting), len(lattices) // 2)
             yield from (lattices[n * len(lattices) // count : (n + 1) * len(lattices) // count] for n in range(count))
             return
-        batch: list[_Lattice] = []
+        batch: list[Lattice] = []
         for lattice in lattices:
             if batch and sum(len(x.threads) for x in [*batch, lattice]) > self.max_rows:
                 yield batch
@@ -216,7 +191,7 @@ class Engine:
     # --- decoding -----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _decode(self, lattices: list[_Lattice], strategy: str) -> Iterator[list[TokenEvent]]:
+    def _decode(self, lattices: list[Lattice], strategy: str) -> Iterator[list[TokenEvent]]:
         """Runs a batch to its end; yields the events of each step."""
         started = time.perf_counter()
         state = _DecodingState(self.model, lattices, strategy)
@@ -226,10 +201,9 @@ class Engine:
             events = []
             for row, (lattice, n) in enumerate(state.places):
                 if lattice.threads[n].finish is None:
-                    events.append(self._write(lattice, n, step, tokens[row], logprobs[row]))
+                    events.append(lattice.write(n, step, tokens[row], logprobs[row]))
             for lattice in lattices:
-                if events_of := self._close_early(lattice, step):
-                    events += events_of
+                events += lattice.close_early(step)
                 if not lattice.running and not lattice.seconds:
                     lattice.seconds, lattice.steps = time.perf_counter() - started, step + 1
             yielded = time.perf_counter()
@@ -240,70 +214,6 @@ class Engine:
             state.advance(tokens, step)
             step += 1
 
-    def _write(self, lattice: _Lattice, n: int, step: int, token: int, logprob: float) -> TokenEvent:
-        """Adds one token to a thread and decides whether that ends it."""
-        thread = lattice.threads[n]
-        if step < len(thread.opening):
-            text = str(self.tokenizer.decode(thread.opening[: step + 1]))
-            text = text[len(str(self.tokenizer.decode(thread.opening[:step]))) :]
-            return TokenEvent(lattice.index, n, thread.label, token, text, None, None)
-        thread.token_ids.append(token)
-        thread.logprobs.append(logprob)
-        thread.detokenizer.add(token)
-        if token in self.end_ids:
-            thread.finish = "eos"
-        elif thread.detokenizer.stopped:
-            thread.finish = "stop"
-        elif len(thread.token_ids) == lattice.params.max_tokens:
-            thread.finish = "length"
-        text = thread.detokenizer.take(final=thread.finish is not None)
-        closed = thread.finish in ("eos", "stop") and read_tag(thread.detokenizer.text) == "best"
-        if closed and lattice.deadline is None and lattice.params.grace is not None:
-            lattice.deadline = step + lattice.params.grace
-        return TokenEvent(lattice.index, n, thread.label, token, text, logprob, thread.finish)
-
-    def _close_early(self, lattice: _Lattice, step: int) -> list[TokenEvent]:
-        """Ends the threads that are still at it some time after another has closed with `[[best]]`."""
-        if lattice.deadline is None or step < lattice.deadline:
-            return []
-        events = []
-        for n, thread in enumerate(lattice.threads):
-            if thread.finish is None:
-                thread.finish = "lattice"
-                text = thread.detokenizer.take(final=True)
-                events.append(TokenEvent(lattice.index, n, thread.label, None, text, None, "lattice"))
-        return events
-
-    def _result(self, lattice: _Lattice, strategy: Strategy) -> LatticeResult:
-        threads = []
-        for n, thread in enumerate(lattice.threads):
-            assert thread.finish is not None
-            text = thread.detokenizer.text.strip()
-            threads.append(
-                ThreadResult(
-                    index=n,
-                    label=thread.label,
-                    text=text,
-                    token_ids=thread.token_ids,
-                    logprobs=thread.logprobs,
-                    finish_reason=thread.finish,
-                    tag=read_tag(text),
-                    answer=read_answer(text),
-                )
-            )
-        chosen, chosen_by = choose_thread([t.tag for t in threads], [t.answer for t in threads])
-        return LatticeResult(
-            prompt=lattice.prompt,
-            strategy=strategy,
-            threads=threads,
-            chosen=chosen,
-            chosen_by=chosen_by,
-            prompt_tokens=len(lattice.prompt_ids),
-            completion_tokens=sum(len(t.token_ids) for t in threads),
-            steps=lattice.steps,
-            seconds=lattice.seconds,
-        )
-
 
 class _DecodingState:
     """Tensors of a running batch: caches, last logits, and which thread each row is.
@@ -311,7 +221,7 @@ class _DecodingState:
     Shape letters: P prompts (= lattices), N threads of the largest, R rows that are computed, T padded prompt tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, lattices: list[_Lattice], strategy: str) -> None:
+    def __init__(self, model: PreTrainedModel, lattices: list[Lattice], strategy: str) -> None:
         self.model, self.lattices = model, lattices
         self.device = model.device
         self.with_lattice = strategy != "independent" and bool(lattice_layers(model))

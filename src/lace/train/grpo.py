@@ -32,6 +32,7 @@ from lace.data.collate import IGNORED, LatticeCollator
 from lace.engine.engine import Engine
 from lace.engine.result import LatticeResult
 from lace.engine.sampling import SamplingParams
+from lace.engine.threads import opening_ids
 from lace.lattice.graft import LAYOUT_ARGUMENTS, lattice_layers, lattice_parameters, thread_gradients_cut
 from lace.lattice.observe import LayerObservation, lattice_metrics, observe_lattice
 from lace.train import run_log
