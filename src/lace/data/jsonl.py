@@ -2,9 +2,10 @@
 
     {"prompt": "...", "threads": [{"label": 7, "tokens": ["Thread", ...], "opening": 3,
                                    "references": [{"step": 9, "source": 0, "source_step": 5}],
-                                   "choices": {"4": {"a": 0.5, "b": 0.5}}}, ...]}
+                                   "choices": {"4": {"a": 0.5, "b": 0.5}}}, ...],
+     "origin": "..."}
 
-The fields are those of `lace.data.record`; the last three of a thread may be left out.
+The fields are those of `lace.data.record`; the last three of a thread and the origin may be left out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lace.data.assemble import AssembledLattice, assemble
 from lace.data.record import LatticeRecord
 
 SUFFIXES = (".jsonl", ".parquet")
+HELD_OUT = ("validation", "test")
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -66,7 +68,7 @@ def _record(text: str, where: str) -> LatticeRecord:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where}: {place + ': ' if place else ''}{first['msg']}") from None
-    return LatticeRecord(record.prompt, record.threads)
+    return LatticeRecord(record.prompt, record.threads, record.origin)
 
 
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
@@ -88,6 +90,8 @@ def _without_nulls(value: Any) -> Any:
 def find_files(source: str | Path, revision: str | None = None) -> list[Path]:
     """The record files of a directory, or of a data set on the hub, in the order of their names.
 
+    Files whose names begin with `validation` or `test` are not to be trained on, and left out.
+
     Raises:
         FileNotFoundError: one line, if there is no such place or no such file in it.
     """
@@ -102,7 +106,8 @@ def find_files(source: str | Path, revision: str | None = None) -> list[Path]:
                 f"({type(error).__name__})"
             ) from None
         directory = Path(found)
-    files = sorted(path for path in directory.rglob("*") if path.suffix in SUFFIXES)
+    found_files = (path for path in directory.rglob("*") if path.suffix in SUFFIXES)
+    files = sorted(path for path in found_files if not path.name.startswith(HELD_OUT))
     if not files:
         raise FileNotFoundError(f"{directory} holds no {' or '.join(SUFFIXES)} file")
     return files

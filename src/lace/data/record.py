@@ -40,3 +40,5 @@ class LatticeRecord:
 
     prompt: str
     threads: list[ThreadRecord]
+    origin: str = ""
+    """Where the record comes from, as JSON text; not learned from."""

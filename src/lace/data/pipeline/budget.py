@@ -1,0 +1,37 @@
+"""What a run may use up, and what it has."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from lace.data.pipeline.config import BudgetConfig
+
+
+class BudgetSpent(Exception):
+    """No further call may be made."""
+
+
+@dataclass
+class Budget:
+    """Counts tokens and money over all runs with one folder, and the time of this one."""
+
+    limits: BudgetConfig
+    tokens: int = 0
+    money: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, tokens: int, money: float) -> None:
+        self.tokens += tokens
+        self.money += money
+
+    def check(self) -> None:
+        """Raises BudgetSpent, one line, if a limit is reached."""
+        minutes = (time.monotonic() - self.started) / 60
+        for name, used, limit in (
+            ("tokens", self.tokens, self.limits.tokens),
+            ("money", self.money, self.limits.money),
+            ("minutes", minutes, self.limits.minutes),
+        ):
+            if limit and used >= limit:
+                raise BudgetSpent(f"budget.{name} = {limit:g} is spent; raise it and run again to go on")

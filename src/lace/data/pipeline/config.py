@@ -1,0 +1,324 @@
+"""The config of `lace data run`: a TOML file into frozen, strictly checked values; configs/data holds examples."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+from pydantic import model_validator as validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+TopShare = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunConfig(_Section):
+    """The run as such."""
+
+    out: Path
+    """Folder of everything that the run makes."""
+    seed: int = 0
+    """Of labels, samples and choices."""
+    concurrency: PositiveInt = 64
+    """Calls in flight at most."""
+    min_threads: Annotated[int, Field(ge=2)] = 2
+    max_threads: int = 4
+    """Threads of a lattice; the number is drawn for each question."""
+    prompts: Path | None = None
+    """Folder of prompt texts that take the place of the package's own of the same name."""
+
+    @validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_threads < self.min_threads:
+            raise ValueError(f"max_threads must be at least min_threads, {self.min_threads}, not {self.max_threads}")
+        return self
+
+
+class BudgetConfig(_Section):
+    """Where a run stops by itself; 0 for no limit. Calls in flight are still finished."""
+
+    tokens: NonNegativeInt = 0
+    """Of prompts and completions, over all runs with this folder."""
+    money: NonNegativeFloat = 0.0
+    """In the currency of the prices, over all runs with this folder."""
+    minutes: NonNegativeFloat = 0.0
+    """Of one run."""
+
+
+class Endpoint(_Section):
+    """A model behind an OpenAI-compatible server."""
+
+    base_url: str
+    """Such as http://127.0.0.1:8000/v1"""
+    model: str
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never written anywhere."""
+    temperature: NonNegativeFloat = 0.8
+    top_p: TopShare = 1.0
+    max_tokens: PositiveInt = 4096
+    timeout_seconds: PositiveFloat = 300.0
+    """Of one try of a call."""
+    tries: PositiveInt = 8
+    """Of one call that fails in passing; a 429 that says when to come back does not count."""
+    retry_seconds: PositiveFloat = 1.0
+    """Longest wait before the second try; it doubles with each further one, up to a minute."""
+    structured: bool = True
+    """Whether to ask for JSON by schema; where the server refuses that, the run goes on without."""
+    price_prompt: NonNegativeFloat = 0.0
+    """Of a million tokens."""
+    price_completion: NonNegativeFloat = 0.0
+    """Of a million tokens."""
+
+
+class Engine(_Section):
+    """A model of ours, run in this process."""
+
+    engine: str
+    """Shipped name, hub id or directory."""
+    temperature: NonNegativeFloat = 1.0
+    top_p: TopShare = 1.0
+    max_tokens: PositiveInt = 512
+
+
+class FileSource(_Section):
+    """Questions of a .jsonl, .csv or .parquet file."""
+
+    kind: Literal["file"]
+    path: Path
+    question: str = "question"
+    """Names of the columns."""
+    answer: str = "answer"
+    id: str = ""
+    verifier: str = "exact"
+    """`exact`, `math`, or a function of yours as `module:function`."""
+
+
+class HubSource(_Section):
+    """Questions of a data set in the format of the library datasets."""
+
+    kind: Literal["hub"]
+    path: str
+    """Id on the hub, or a directory."""
+    name: str | None = None
+    """Configuration of the data set."""
+    split: str = "train"
+    revision: str | None = None
+    question: str = "question"
+    answer: str = "answer"
+    id: str = ""
+    verifier: str = "math"
+
+
+class ReasoningGymSource(_Section):
+    """Questions of a reasoning-gym task, scored by the task itself."""
+
+    kind: Literal["reasoning-gym"]
+    task: str
+    size: PositiveInt
+    seed: int = 0
+    config: dict[str, Any] = {}
+    """Arguments of the task."""
+
+
+class ChampSource(_Section):
+    """The competition problems of the package champ-dataset."""
+
+    kind: Literal["champ"]
+
+
+Source = Annotated[FileSource | HubSource | ReasoningGymSource | ChampSource, Field(discriminator="kind")]
+
+
+class Benchmark(_Section):
+    """Questions that must not be trained on."""
+
+    name: str
+    path: Path
+    """.jsonl, .csv or .parquet"""
+    question: str = "question"
+    """Name of the column."""
+
+
+class QuestionsConfig(_Section):
+    """Where questions come from, and which are left out."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    near_duplicates: Share = 0.8
+    """Questions of the same numbers and at least this Jaccard similarity of word trigrams are one; 0: all are kept."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    overlap: TopShare = 0.5
+    """Share of a question's word 8-grams found in a benchmark from which on it is left out."""
+
+
+class PassRateConfig(_Section):
+    """Which questions are worth a teacher: those that the base model solves sometimes."""
+
+    samples: PositiveInt = 8
+    above: Share = 0.0
+    """The pass rate must be larger than this,"""
+    up_to: Share = 0.5
+    """and not larger than this."""
+
+
+class SolutionsConfig(_Section):
+    """Diverse solutions."""
+
+    max_calls: PositiveInt = 10
+    """Solutions asked for one question at most."""
+    min_distance: Share = 0.2
+    """Word edit distance to every earlier path from which on a path counts as another one."""
+    encoder: str | None = None
+    """Sentence encoder (all-MiniLM-L6-v2 or its like) that measures distance in meaning too; hub id or directory."""
+    min_dissimilarity: Share = 0.02
+    """Cosine distance to every earlier path from which on it counts, where there is an encoder."""
+
+
+class VerifyConfig(_Section):
+    """Checking answers."""
+
+    processes: PositiveInt = 2
+    seconds: PositiveFloat = 10.0
+    """For one answer; a verifier that takes longer is killed."""
+
+
+class StudentConfig(_Section):
+    """The model that is to learn from the lattices."""
+
+    tokenizer: str
+    """Hub id or directory."""
+    revision: str | None = None
+    visibility: Literal["strict", "causal"] = "strict"
+    prompt: str = "{question}"
+    """Text of a prompt; for a chat model what its template makes of the question."""
+    opening: str = "Thread {label}:"
+    """As in the student's lattice config."""
+    max_label: PositiveInt = 32
+    """As max_thread_id in the student's lattice config."""
+    waiting: str = " ..."
+    """What a thread writes while it waits for the others before it closes."""
+    max_waiting: NonNegativeInt = 256
+    """Tokens that a thread may wait; a lattice of threads more uneven than that is rejected."""
+
+    @validator(mode="after")
+    def _templates(self) -> Self:
+        for name, field in (("prompt", "question"), ("opening", "label")):
+            if f"{{{field}}}" not in getattr(self, name):
+                raise ValueError(f"{name} must contain {{{field}}}")
+        return self
+
+
+class StepsConfig(_Section):
+    """Splitting and compressing."""
+
+    max_tokens: PositiveInt = 2048
+    """Of the steps of a thread, in the student's tokens."""
+    max_steps: PositiveInt = 24
+
+
+class NotesConfig(_Section):
+    """What threads say of one another."""
+
+    max_notes: PositiveInt = 4
+    """Of a thread."""
+    max_tokens: PositiveInt = 64
+    """Of a note."""
+
+
+class LatticesConfig(_Section):
+    """The files that training reads."""
+
+    validation: Share = 0.05
+    """Share of the questions that is kept for validation."""
+    balance: NonNegativeFloat = 0.0
+    """No kind of lattice (number of threads, share of right ones, length) is more frequent than this many times the
+    median kind; 0: all are kept."""
+
+
+class DataConfig(_Section):
+    """Config of `lace data run`."""
+
+    run: RunConfig
+    budget: BudgetConfig = BudgetConfig()
+    teacher: Endpoint
+    asks: PositiveInt = 2
+    """How often the teacher is asked for the same thing while its replies cannot be used."""
+    base: Endpoint | Engine | None = None
+    """The base model; without one there is no stage pass-rate."""
+    questions: QuestionsConfig
+    pass_rate: PassRateConfig = PassRateConfig()
+    solutions: SolutionsConfig = SolutionsConfig()
+    verify: VerifyConfig = VerifyConfig()
+    student: StudentConfig
+    steps: StepsConfig = StepsConfig()
+    notes: NotesConfig = NotesConfig()
+    lattices: LatticesConfig = LatticesConfig()
+
+    @validator(mode="after")
+    def _labels(self) -> Self:
+        if self.student.max_label < self.run.max_threads:
+            raise ValueError(f"student.max_label must be at least run.max_threads, {self.run.max_threads}")
+        return self
+
+
+def read_config(path: str | Path) -> DataConfig:
+    """Reads a config.
+
+    Raises:
+        ValueError: one line that names the key that is wrong and, if it is unknown, the nearest known one.
+        OSError: if the file cannot be read.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from None
+    return validate(values, str(path))
+
+
+def validate(values: dict[str, Any], where: str) -> DataConfig:
+    """Checks nested values and makes the config of them.
+
+    Raises:
+        ValueError: one line that begins with `where`.
+    """
+    try:
+        return DataConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        # An unknown key first: if it is a slip, the key that was meant is missed too.
+        problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise ValueError(f"{where}: {_told(problem)}") from None
+
+
+def _told(problem: Any) -> str:
+    classes = {"Endpoint", "Engine", "file", "hub", "reasoning-gym", "champ"}  # members of unions are no keys
+    key = ".".join(str(part) for part in problem["loc"] if part not in classes)
+    if problem["type"] == "extra_forbidden":
+        name = str(problem["loc"][-1])
+        nearest = get_close_matches(name, sorted(_names(DataConfig)), n=1, cutoff=0.0)[0]
+        return f"unknown key {key}; the nearest known one is {nearest}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+
+
+def _names(section: type[BaseModel]) -> set[str]:
+    """All names of keys, of all sections."""
+    sections: list[type[BaseModel]] = [section, *_Section.__subclasses__()]
+    return {name for each in sections for name in each.model_fields}

@@ -1,0 +1,78 @@
+"""Opens and closes what a stage may use, in whichever process it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from lace.data.pipeline.budget import Budget
+from lace.data.pipeline.config import ChampSource, DataConfig, Endpoint, ReasoningGymSource
+from lace.data.pipeline.context import Embed, Resources, Sampler
+from lace.data.pipeline.keyed_log import KeyedLog
+from lace.data.pipeline.teacher import Teacher
+from lace.data.pipeline.verifiers import VerifierPool
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """Models in this process, which the caller brings: this package knows of none."""
+
+    sampler: Sampler | None = None
+    """The base model, where the config names an engine."""
+    embed: Embed | None = None
+    """The sentence encoder, where the config names one."""
+
+
+@asynccontextmanager
+async def open_resources(
+    config: DataConfig,
+    stage: str,
+    calls: KeyedLog,
+    budget: Budget,
+    tokenizer: PreTrainedTokenizerBase,
+    helpers: Helpers,
+    concurrency: int,
+    called: Callable[[int, int, float], None],
+) -> AsyncIterator[Resources]:
+    """What a stage may use, for as long as it runs; the log of calls is closed with it.
+
+    Raises:
+        ValueError: one line, for a key that is missing, a verifier that is not there, or a helper that was not brought.
+    """
+    if config.base is not None and not isinstance(config.base, Endpoint) and helpers.sampler is None:
+        raise ValueError("base.engine: this executor cannot run an engine; give an endpoint as base.base_url")
+    if config.solutions.encoder is not None and helpers.embed is None:
+        raise ValueError("solutions.encoder: this executor has no sentence encoder; leave it out")
+    verifiers = VerifierPool(_verifiers(config), config.verify.processes, config.verify.seconds)
+    base = Teacher(config.base, concurrency) if isinstance(config.base, Endpoint) else None
+    teacher = Teacher(config.teacher, concurrency)
+    try:
+        yield Resources(
+            config=config,
+            stage=stage,
+            tokenizer=tokenizer,
+            calls=calls,
+            budget=budget,
+            verifiers=verifiers,
+            teacher=teacher,
+            base=base,
+            sampler=helpers.sampler,
+            embed=helpers.embed,
+            called=called,
+        )
+    finally:
+        calls.close()
+        await teacher.close()
+        if base is not None:
+            await base.close()
+        await asyncio.to_thread(verifiers.close)
+
+
+def _verifiers(config: DataConfig) -> set[str]:
+    """All verifiers that the questions may name."""
+    fixed = {ChampSource: "math", ReasoningGymSource: "reasoning-gym"}
+    return {fixed.get(type(source)) or source.verifier for source in config.questions.sources}  # type: ignore[union-attr]

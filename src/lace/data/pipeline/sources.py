@@ -1,0 +1,146 @@
+"""Questions from files, data sets, reasoning-gym and CHAMP, one after another, none of them held in memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lace.data.pipeline.config import ChampSource, FileSource, HubSource, ReasoningGymSource, Source
+from lace.data.pipeline.item import Question, Rejection
+from lace.data.pipeline.keyed_log import content_hash
+
+DATA_EXTRA = "pip install 'lace-llm[data]'"
+_SPACES = re.compile(r"[^\S\n]+")
+
+
+def read_source(source: Source) -> Iterator[Question | Rejection]:
+    """The questions of a source, normalised; what is none is a rejection that tells where it stands.
+
+    Raises:
+        ValueError: one line, for a source that cannot be read or has not the columns.
+    """
+    if isinstance(source, FileSource):
+        rows = read_rows(source.path)
+        return _columns(rows, source.path.name, source, source.path.stem)
+    if isinstance(source, HubSource):
+        return _columns(_hub_rows(source), source.path, source, Path(source.path).name)
+    if isinstance(source, ReasoningGymSource):
+        return _reasoning_gym(source)
+    assert isinstance(source, ChampSource)
+    return _champ()
+
+
+def normalise(text: str) -> str:
+    """Composed characters, plain spaces, no control characters, no space at the ends of lines."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n")
+    text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char)[0] != "C")
+    return "\n".join(_SPACES.sub(" ", line).rstrip() for line in text.split("\n")).strip()
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl, .csv or .parquet file.
+
+    Raises:
+        ValueError: one line with file and line.
+        OSError: if the file cannot be read.
+    """
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: no JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{path}, line {number}: no JSON object")
+                yield row
+    elif path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+    elif path.suffix == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError:
+            raise ValueError(f"reading {path} needs pyarrow: pip install 'lace-llm[parquet]'") from None
+        for batch in parquet.ParquetFile(path).iter_batches(1000):
+            yield from batch.to_pylist()
+    else:
+        raise ValueError(f"{path} is no .jsonl, .csv or .parquet file")
+
+
+def _columns(
+    rows: Iterator[dict[str, Any]], name: str, source: FileSource | HubSource, short: str
+) -> Iterator[Question | Rejection]:
+    for number, row in enumerate(rows, start=1):
+        for column in filter(None, (source.question, source.answer, source.id)):
+            if column not in row:
+                raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(map(str, row))}")
+        text, answer = (row[column] for column in (source.question, source.answer))
+        where = f"{name}, row {number}"
+        yield _question(
+            str(row[source.id]) if source.id else f"{short}-{number}",
+            "" if text is None else str(text),
+            "" if answer is None else str(answer),
+            source.verifier,
+            where,
+        )
+
+
+def _question(identity: str, text: str, answer: str, verifier: str, where: str) -> Question | Rejection:
+    text, answer = normalise(text), normalise(answer)
+    if not text:
+        return Rejection("no question", where)
+    if not answer and verifier in ("exact", "math"):
+        return Rejection("no answer", where)
+    return Question(id=identity, text=text, answer=answer or None, verifier=verifier, source=where)
+
+
+def _hub_rows(source: HubSource) -> Iterator[dict[str, Any]]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(f"reading the data set {source.path} needs the library datasets: {DATA_EXTRA}") from None
+    try:
+        rows = load_dataset(source.path, source.name, split=source.split, revision=source.revision, streaming=True)
+        yield from rows
+    except (OSError, ConnectionError) as error:
+        raise ValueError(f"cannot read the data set {source.path}: {str(error).splitlines()[0]}") from None
+
+
+def _reasoning_gym(source: ReasoningGymSource) -> Iterator[Question]:
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise ValueError(f"the task {source.task} needs the library reasoning-gym: {DATA_EXTRA}") from None
+    try:
+        task = reasoning_gym.create_dataset(source.task, seed=source.seed, size=source.size, **source.config)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ValueError(f"reasoning-gym cannot make the task {source.task!r}: {error}") from None
+    short = content_hash(source.config)[:6] if source.config else "plain"
+    for index in range(source.size):
+        entry = task[index]
+        yield Question(
+            id=f"{source.task}-{short}-{source.seed}-{index}",
+            text=normalise(entry["question"]),
+            answer=None if entry["answer"] is None else str(entry["answer"]),
+            verifier="reasoning-gym",
+            data={"task": source.task, "seed": source.seed, "index": index, "config": source.config},
+            source=f"reasoning-gym {source.task}",
+        )
+
+
+def _champ() -> Iterator[Question | Rejection]:
+    try:
+        import champ_dataset
+    except ImportError:
+        raise ValueError("CHAMP needs its package: pip install champ-dataset") from None
+    from importlib.resources import files
+
+    problems = champ_dataset.Dataset.from_json(str(files("champ_dataset") / "dataset_files" / "v0.json")).problems
+    for problem in problems.values():
+        yield _question(f"champ-{problem.identifier}", problem.text, problem.answer, "math", "CHAMP")

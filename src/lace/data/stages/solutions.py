@@ -1,0 +1,96 @@
+"""Diverse solutions by sequential sampling: each attempt is told summaries of all before it, and not to repeat them.
+
+That a path differs from the others is measured, not believed: by word edit distance, and by distance in meaning where
+there is a sentence encoder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+from rapidfuzz.distance import Levenshtein
+
+from lace.data.pipeline.context import Context
+from lace.data.pipeline.item import Item, Path, Rejection
+from lace.data.pipeline.replies import Solution
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_TAG = re.compile(r"\[\[(best|success|fail)\]\]")
+
+
+def edit_distance(first: str, second: str) -> float:
+    """Levenshtein distance in words and signs over the length of the longer text, 0..1."""
+    return Levenshtein.normalized_distance(_WORD.findall(first), _WORD.findall(second))
+
+
+def cosine_distance(first: Sequence[float], second: Sequence[float]) -> float:
+    """Of embeddings of length 1; opposite ones count as unrelated."""
+    product = sum(x * y for x, y in zip(first, second, strict=True))
+    return min(1.0, max(0.0, 1.0 - product))
+
+
+def refuse_tags(text: str) -> None:
+    """Raises a Rejection for a text that holds a closing tag: only the assembler writes these."""
+    if _TAG.search(text):
+        raise Rejection("tag in text", text[:200])
+
+
+def _usable(reply: Solution) -> Solution:
+    if not all(text.strip() for text in (reply.solution, reply.answer, reply.summary)):
+        raise Rejection("empty", "solution, answer or summary has no text")
+    if "[[" in reply.answer:
+        raise Rejection("tag in text", f"an answer cannot hold [[: {reply.answer[:100]}")
+    refuse_tags(reply.solution)
+    return reply
+
+
+async def solutions(item: Item, context: Context) -> Item:
+    """Samples paths until there are as many distinct ones as this question is to have threads.
+
+    Raises:
+        Rejection: if there are too few after `max_calls` calls; the reason is that of the last call, if none could be
+            used.
+    """
+    run, config = context.config.run, context.config.solutions
+    rng = context.rng(item, "threads")
+    wanted = rng.randint(run.min_threads, run.max_threads)
+    paths: list[Path] = []
+    embeddings: list[Sequence[float]] = []
+    last: Rejection | None = None
+    for turn in range(config.max_calls):
+        tried = "\n".join(f"{n}. {path.summary} Answer: {path.answer}" for n, path in enumerate(paths, start=1))
+        values = {"question": item.question.text, "tried": tried or "Nothing yet."}
+        try:
+            reply = await context.ask(item, "solve", Solution, values, _usable, turn=turn)
+        except Rejection as rejection:
+            last = rejection
+            continue
+        distance = min((edit_distance(reply.solution, path.text) for path in paths), default=1.0)
+        if distance < config.min_distance:
+            continue
+        dissimilarity = None
+        if context.resources.embed is not None:
+            (embedding,) = await asyncio.to_thread(context.resources.embed, [reply.solution])
+            dissimilarity = min((cosine_distance(embedding, other) for other in embeddings), default=1.0)
+            if dissimilarity < config.min_dissimilarity:
+                continue
+            embeddings.append(embedding)
+        paths.append(
+            Path(
+                text=reply.solution.strip(),
+                answer=" ".join(reply.answer.split()),
+                summary=" ".join(reply.summary.split()),
+                distance=distance,
+                dissimilarity=dissimilarity,
+            )
+        )
+        if len(paths) == wanted:
+            break
+    if len(paths) < run.min_threads:
+        if last is not None and not paths:
+            raise last
+        raise Rejection("too few distinct paths", f"{len(paths)} after {config.max_calls} calls")
+    labels = rng.sample(range(1, context.config.student.max_label + 1), len(paths))
+    return item.model_copy(update={"paths": tuple(paths), "labels": tuple(labels)})

@@ -1,0 +1,53 @@
+"""Splits each path into steps and compresses it to the budget of a thread, counted in the student's tokens."""
+
+from __future__ import annotations
+
+from lace.data.pipeline.context import Context
+from lace.data.pipeline.gather import gather
+from lace.data.pipeline.item import Item, Path, Rejection
+from lace.data.pipeline.replies import Steps
+from lace.data.stages.solutions import refuse_tags
+
+TOKENS_PER_WORD = 1.5
+"""What the teacher is told in words is counted in tokens."""
+
+
+async def steps(item: Item, context: Context) -> Item:
+    """Splits all paths.
+
+    Raises:
+        Rejection: if one of them cannot be split, or cannot be brought under the budget.
+    """
+    paths = await gather(_split(item, path, turn, context) for turn, path in enumerate(item.paths))
+    return item.model_copy(update={"paths": tuple(paths)})
+
+
+async def _split(item: Item, path: Path, turn: int, context: Context) -> Path:
+    config = context.config.steps
+
+    def usable(reply: Steps) -> list[str]:
+        lines = [" ".join(step.split()) for step in reply.steps]
+        if not 1 <= len(lines) <= config.max_steps:
+            raise Rejection("wrong count", f"{len(lines)} steps, not 1 to {config.max_steps}")
+        if not all(lines):
+            raise Rejection("empty", "a step has no text")
+        for line in lines:
+            refuse_tags(line)
+        return lines
+
+    again = ""
+    for attempt in range(context.config.asks):
+        values = {
+            "question": item.question.text,
+            "solution": path.text,
+            "answer": path.answer,
+            "max_steps": str(config.max_steps),
+            "max_words": str(int(config.max_tokens / TOKENS_PER_WORD)),
+            "again": again,
+        }
+        lines = await context.ask(item, "steps", Steps, values, usable, turn=turn + attempt * len(item.paths))
+        length = sum(context.tokens(f"\n{line}") for line in lines)
+        if length <= config.max_tokens:
+            return path.model_copy(update={"steps": tuple(lines)})
+        again = f" An earlier version was {length / config.max_tokens:.1f} times too long; shorten far more."
+    raise Rejection("over budget", f"{length} tokens, more than {config.max_tokens}")
