@@ -210,7 +210,7 @@ def test_trace_reading_finds_false_and_illegal_steps(text: str, expected: tuple[
 
 def test_trace_reading_lists_attempts() -> None:
     text = (
-        "(x/y)+z 7 / 3 = none no (x/y)+z , (x+y)-z 7 + 3 = 10 , 12 - 10 = 2 no (x+y)-z , (x+y)+z (x*y)+z see 7 * 3 = 21"
+        "(x/y)+z (x/y)+z 7 / 3 = none no , (x+y)-z (x+y)-z 7 + 3 = 10 , 12 - 10 = 2 no , (x+y)+z (x*y)+z see 7 * 3 = 21"
     )
     assert read_trace(PUZZLE, text).attempts == (("(x/y)+z",), ("(x+y)-z",), ("(x+y)+z",))
     assert read_trace(PUZZLE, "(x/y)+z 7 / 3 = none no (x/y)+z , (x/y)+z").attempts == (("(x/y)+z",),) * 2

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from lace.data.countdown_teacher import CountdownTeacher, Worker
-from lace.tasks.countdown import MAX_NUMBER, MAX_VALUE, OPERATORS, Equation, combine
+from lace.tasks.countdown import MAX_NUMBER, MAX_VALUE, OPERATORS, TRIPLE_IDEAS, Equation, combine
 
 EQUATIONS = 10
 """Equations in one row of arithmetic."""
@@ -17,8 +17,10 @@ NEAR = 0.3
 """Share of them that miss it by 1 to 3, the misses that are taken for the target longest."""
 DEAD_ENDS = 0.2
 """Share of the others without a value, among those drawn, that are kept."""
-IDEAS = 28
+IDEAS = 32
 """Ideas that the threads of one lattice name together, at most; each names 6 at most."""
+NOISE = (2, 4, 11)
+"""Longest noise between a name and its verdict, one of these in each lattice; a search has 6 to 11 tokens there."""
 FOUND = 0.6
 """Share of the lattices that name ideas in which one thread is given a solution."""
 
@@ -67,8 +69,8 @@ def _equation_of(rng: Random, value: int) -> Equation:
 
 
 class IdeaDrill(CountdownTeacher):
-    """Workers that name ideas, each avoiding what it has seen, without carrying them out: four tokens and a few others
-    in the place of fifteen for a choice. In some lattices one of the ideas is said to be right, whatever it is, and the
+    """Workers that name ideas, each avoiding what it has seen, without carrying them out: four tokens and some noise in
+    the place of fifteen for a choice. In some lattices one of the ideas is said to be right, whatever it is, and the
     others take it over. What stands between a name and its verdict is noise, and not to be learned.
     """
 
@@ -78,14 +80,15 @@ class IdeaDrill(CountdownTeacher):
         found = self.rng.random() < FOUND
         self.finder = self.rng.choice(self.workers) if found else None
         self.found_at = self.rng.randint(1, self.attempts)
+        self.longest_noise = self.rng.choice(NOISE)
 
     def _decide(self, worker: Worker) -> None:
-        noise = [str(self.rng.randint(1, MAX_VALUE)) for _ in range(self.rng.randint(0, 3))]
+        noise = [str(self.rng.randint(1, MAX_VALUE)) for _ in range(self.rng.randint(0, self.longest_noise))]
         solver = self._solver(worker)
         attempts = len(worker.choices) // self.width
         if worker.solved is None and worker.names and worker is self.finder and attempts == self.found_at:
-            worker.solved = worker.step + len(noise)
-            worker.rest = [*noise, "yes", *worker.names, str(worker.label)]
+            worker.solved = worker.step + 1 + len(noise)
+            worker.rest = [*worker.names, *noise, "yes", *worker.names, str(worker.label)]
         elif worker.solved is not None or worker.following:
             worker.rest, worker.closing = ["<eos>"], "tagged"
         elif solver is not None:
@@ -95,7 +98,7 @@ class IdeaDrill(CountdownTeacher):
             for step in (0, 1, len(worker.rest) - 1):
                 self._refer(worker, solver, solver.solved, worker.step + step)
         elif worker.names:
-            worker.rest, worker.names = [*noise, "no", *worker.names, ","], ()
+            worker.rest, worker.names = [*worker.names, *noise, "no", ","], ()
         elif attempts == self.attempts:
             worker.rest, worker.closing = ["<eos>"], "tagged"
         else:
@@ -105,5 +108,6 @@ class IdeaDrill(CountdownTeacher):
     def learned(words: list[str], step: int) -> bool:
         """Whether a token other than a choice is worth learning: what is said again, and what is taken over."""
         before, earlier = words[step - 1], words[step - 2]
+        again = words[step] == before and before in TRIPLE_IDEAS
         taken = "see" in words[step : step + 2]
-        return taken or before in ("yes", "no") or (earlier == "yes" and words[step].isdigit())
+        return again or taken or before == "yes" or (earlier == "yes" and words[step].isdigit())

@@ -5,9 +5,9 @@ the solution, say whose it is, check it, and close with it. Blind workers do the
 the model could know when it predicts the same token: in `strict` mode the token of step t is predicted by the query
 of step t-1, which reads the others up to step t-2; in `causal` mode up to t-1 (`lace.data.assemble.LAG`).
 
-Each verdict is followed by the names of the idea once more, and after a `yes` by the thread's own label. This is what
-makes ideas and threads readable for others: the lattice reads what a layer's attention has fetched, and to predict the
-name at the verdict, or the label at the name, it has to fetch just that.
+Every name is written twice in a row, and a `yes` is followed by the names of the idea and the thread's own label. This is
+what makes ideas and threads readable for others: the lattice reads what a layer's attention has fetched, and to predict
+the name at the name, or the label behind it, it has to fetch just that.
 """
 
 from __future__ import annotations
@@ -189,21 +189,21 @@ class CountdownTeacher:
         self._name(worker, dict.fromkeys(free, 1.0))
 
     def _carry_on(self, worker: Worker) -> None:
-        """Goes on with an attempt: names the rest of it, or writes the equations behind a name and the verdict."""
+        """Goes on with an attempt: names the rest of it, or writes the name again, its equations and the verdict."""
         if worker.tokens[-1] != worker.names[-1]:  # the first step of four numbers stands
             known = self._known(worker, worker.names)
             free = [name for name in TRIPLE_IDEAS if name not in known] or list(TRIPLE_IDEAS)
             self._name(worker, {name: self._closeness((*worker.names, name)) for name in free})
             return
         attempt = carry_out(self.puzzle.numbers, worker.names)
-        worker.rest = " , ".join(map(str, attempt.equations[-1])).split()
+        worker.rest = [worker.names[-1], *" , ".join(map(str, attempt.equations[-1])).split()]
         if len(worker.names) < self.width and attempt.value is not None:
             return
         if attempt.value == self.puzzle.target:
             worker.solved = worker.step + len(worker.rest)
             worker.rest += ["yes", *worker.names, str(worker.label)]
         else:
-            worker.rest += ["no", *worker.names, ","]
+            worker.rest += ["no", ","]
             worker.names = ()
 
     def _closeness(self, names: Names) -> float:

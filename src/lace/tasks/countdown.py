@@ -319,7 +319,7 @@ def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
     steps = false_steps = illegal = 0
     tried: list[tuple[str, ...]] = []
     names: list[str] = []
-    said_again: list[str] = []
+    said_again: list[str] = []  # names that are no new attempt if they come next
     following = False
     hand: Counter[int] = Counter(puzzle.numbers)
     for token in _TRACE.finditer(body):
@@ -327,15 +327,15 @@ def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
             following = True
             if len(names) == width and tried:
                 tried.pop()
-        elif token["verdict"]:  # followed by the attempt's names once more
+        elif token["verdict"]:  # `yes` is followed by the attempt's names once more
             if names and len(names) < width and not following:
                 tried.append(tuple(names))
-            names, said_again, following = [], names, False
+            names, said_again, following = [], names if token["verdict"] == "yes" else [], False
         elif name := token["name"]:
             if said_again[:1] == [name]:
                 del said_again[0]
                 continue
-            said_again = []
+            said_again = [name]  # every name is written twice in a row
             if not names or len(names) == width or name in PAIR_IDEAS:
                 names, hand = [], Counter(puzzle.numbers)  # the first name of an attempt takes all numbers again
             names.append(name)
@@ -343,6 +343,7 @@ def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
                 tried.append(tuple(names))
         else:
             steps += 1
+            said_again = []
             if len(token[0]) > 100:  # Python refuses to read integers of thousands of digits
                 false_steps += 1
                 continue
