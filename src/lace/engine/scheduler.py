@@ -135,6 +135,12 @@ class Scheduler:
             self.filling = None
         self._leave({seat for seat in self.seats if seat.lattice.index == handle})
 
+    def clear(self) -> None:
+        """Removes all lattices, also after a step that failed halfway."""
+        self.waiting.clear()
+        self.filling, self.cache, self.lattice_cache = None, None, None
+        self.seats, self.rows, self.tokens = [], [], []
+
     @property
     def busy(self) -> bool:
         return bool(self.waiting or self.filling or self.seats)

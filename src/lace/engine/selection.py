@@ -9,6 +9,7 @@ from typing import Literal
 
 Tag = Literal["best", "success", "fail"]
 ChosenBy = Literal["best_tag", "majority", "first"]
+Select = Literal["self", "vote", "first"]
 
 _TAG = re.compile(r"\[\[(best|success|fail)\]\]")
 _ANSWER = re.compile(r"answer:\s*(.*?)\s*(?=\[\[|\n|$)", re.IGNORECASE)
@@ -28,16 +29,18 @@ def read_answer(text: str) -> str | None:
     return str(answers[-1])
 
 
-def choose_thread(tags: Sequence[Tag | None], answers: Sequence[str | None]) -> tuple[int, ChosenBy]:
+def choose_thread(
+    tags: Sequence[Tag | None], answers: Sequence[str | None], select: Select = "self"
+) -> tuple[int, ChosenBy]:
     """The thread that speaks for the lattice, and why.
 
-    The only thread that claims `[[best]]`; if none or several claim it, the first thread with the most frequent
-    answer; if nobody answers, the first thread.
+    `self`: the only thread that claims `[[best]]`; if none or several claim it, as `vote`. `vote`: the first thread
+    with the most frequent answer; if nobody answers, as `first`. `first`: the first thread.
     """
     claims = [index for index, tag in enumerate(tags) if tag == "best"]
-    if len(claims) == 1:
+    if select == "self" and len(claims) == 1:
         return claims[0], "best_tag"
-    if (winner := majority(answers)) is not None:
+    if select != "first" and (winner := majority(answers)) is not None:
         return list(answers).index(winner), "majority"
     return 0, "first"
 

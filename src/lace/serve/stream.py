@@ -1,0 +1,88 @@
+"""Server-sent events: the threads of a request, as they write, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from lace.engine.result import LatticeResult, TokenEvent
+from lace.serve.errors import ApiError
+from lace.serve.replies import Reply
+from lace.serve.worker import Ticket
+
+DONE = "data: [DONE]\n\n"
+
+
+class ChoiceText:
+    """One choice while it streams: what was sent adds up to the stripped text that a response without stream has."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.held = ""
+        """Blanks that are sent only if something follows them."""
+        self.sampled: list[tuple[int, float]] = []
+        """Tokens whose text was not sent yet."""
+        self.offset = 0
+
+    def add(self, event: TokenEvent) -> str:
+        """Takes a token; returns what can be sent now."""
+        if event.token_id is not None and event.logprob is not None:
+            self.sampled.append((event.token_id, event.logprob))
+        text = self.held + event.text
+        text = text if self.begun else text.lstrip()
+        kept = text.rstrip()
+        self.held, self.begun = text[len(kept) :], self.begun or bool(kept)
+        return kept
+
+    def take(self) -> list[tuple[int, float]]:
+        """The tokens since the last call."""
+        sampled, self.sampled = self.sampled, []
+        return sampled
+
+
+async def stream(ticket: Ticket, reply: Reply) -> AsyncIterator[str]:
+    """All events of one response, `[DONE]` included; an engine that fails in between is told as an event too."""
+    try:
+        async for chunk in _chunks(ticket, reply):
+            yield _event(chunk)
+    except ApiError as error:
+        yield _event(error.body())
+    yield DONE
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _chunks(ticket: Ticket, reply: Reply) -> AsyncIterator[dict[str, Any]]:
+    n = reply.job.choices
+    threads = reply.job.lattices[0].params.threads
+    live = n if n > 1 or threads == 1 else 0  # the chosen one of several is known at the end only
+    texts = {(p, thread): ChoiceText() for p in range(len(reply.job.lattices)) for thread in range(threads)}
+    if reply.prefix == "chatcmpl":
+        for index in range(n * len(reply.job.lattices)):
+            yield reply.chunk(index, None)
+    results: dict[int, LatticeResult] = {}
+    async for p, event in ticket.events():
+        if isinstance(event, LatticeResult):
+            results[p] = event
+            if not live:
+                chosen = event.threads[reply.choose(event)[0]]
+                sampled = list(zip(chosen.token_ids, chosen.logprobs, strict=True))
+                yield reply.chunk(p, chosen.text, None, sampled)
+                yield reply.chunk(p, "", chosen.finish_reason)
+            continue
+        if event.token_id is not None and event.logprob is None:
+            continue  # the opening is given, not written
+        choice = texts[p, event.thread]
+        text = choice.add(event)
+        if event.thread >= live:
+            if text and reply.request.lace.expose == "threads":
+                yield reply.thread_chunk(p, event.thread, event.label, text)
+            continue
+        if text or event.finish_reason:
+            yield reply.chunk(p * n + event.thread, text, event.finish_reason, choice.take(), choice.offset)
+            choice.offset += len(text)
+    if len(results) == len(reply.job.lattices) and (last := reply.last_chunk([results[p] for p in sorted(results)])):
+        yield last
