@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,6 +39,9 @@ def solve(
     seed: Annotated[int, typer.Option(help="Same seed, same threads.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Record what the threads read of each other in this file, for `lace view`.")
+    ] = None,
 ) -> None:
     """Let N threads of a model solve one prompt together.
 
@@ -50,6 +54,8 @@ def solve(
     if strategy == "independent":
         name = independent_model(name)
     task, puzzle = _read_puzzle(prompt, required=is_shipped(name))
+    if trace is not None and not trace.parent.is_dir():
+        raise ValueError(f"there is no folder {trace.parent} for the trace")
 
     from lace.engine.sampling import SamplingParams  # only now: a wrong question is told before torch is imported
 
@@ -67,6 +73,12 @@ def solve(
         typer.echo(json.dumps(_to_json(prompt, result, correct), ensure_ascii=False))
     else:
         _report(result, correct, threads_too=not live)
+    if trace is not None:
+        from lace.viz.trace import record
+
+        words = [puzzle.check(thread.answer) if puzzle else None for thread in result.threads]
+        record(engine, result, model=name, correct=words).save(trace)
+        typer.echo(f"Trace: {trace}, {trace.stat().st_size / 1e6:.1f} MB; `lace view {trace}` shows it", err=True)
 
 
 def _read_puzzle(prompt: str, *, required: bool) -> tuple[str, Puzzle | None]:

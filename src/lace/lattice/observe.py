@@ -173,19 +173,7 @@ def read_again(
     """
     tokens = x_RTD.shape[1]
     heads, dim = module.config.num_heads, module.config.head_dim
-    low_RTZ = nn.functional.linear(x_RTD.float(), module.down_proj.weight.float())
-    z_RTZ = nn.functional.rms_norm(low_RTZ, low_RTZ.shape[-1:], module.norm.weight.float(), module.norm.eps)
-    q, k_RTK, v_RTK, g_RTH = nn.functional.linear(z_RTZ, module.qkvg_proj.weight.float()).split(module.split, dim=-1)
-    cos, sin = layout.cos_RTK, layout.sin_RTK
-    q_RTHK = rotate(q.unflatten(-1, (heads, dim)), cos[:, :, None], sin[:, :, None])
-    if layout.cache is None:
-        k_LSNK = rotate(k_RTK, cos, sin)[layout.rows_LN].transpose(1, 2)
-        v_LSNK = v_RTK[layout.rows_LN].transpose(1, 2)
-    else:
-        cache, place = layout.cache, (module.index, slice(None), layout.slots)
-        # Writing what stands there already tells what each lattice may read.
-        k_LSNK, v_LSNK = cache.update(module.index, layout.slots, cache.keys[place], cache.values[place])
-        k_LSNK, v_LSNK = k_LSNK.float(), v_LSNK.float()
+    q_RTHK, k_LSNK, v_LSNK, gate_RTH = reading_parts(module, x_RTD, layout)
 
     # Each entry's value also says whose it is: what is read of these dimensions is the mass on each thread.
     lattices, steps, threads, _ = k_LSNK.shape
@@ -200,8 +188,33 @@ def read_again(
     )
     read_LHQK, mass_LHQM = read_LHQX.split([dim, threads], dim=-1)
     read_RTHK = read_LHQK.transpose(1, 2).reshape(-1, tokens, heads, dim)[layout.place_R]
-    gate_RTH = torch.sigmoid(g_RTH) if module.config.gate == "head" else torch.ones_like(q_RTHK[..., 0])
     return read_RTHK, gate_RTH, mass_LHQM.mean(dim=1).unflatten(1, (threads, tokens))
+
+
+def reading_parts(
+    module: LatticeAttention, x_RTD: torch.Tensor, layout: ThreadLayout
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a layer's reading is made of, in float32 and with its weights; arguments as of `read_again`.
+
+    Returns:
+        Queries (R, T, H, K); the keys and values that each lattice may read, both (L, S, N, K); gates (R, T, H).
+    """
+    heads, dim = module.config.num_heads, module.config.head_dim
+    low_RTZ = nn.functional.linear(x_RTD.float(), module.down_proj.weight.float())
+    z_RTZ = nn.functional.rms_norm(low_RTZ, low_RTZ.shape[-1:], module.norm.weight.float(), module.norm.eps)
+    q, k_RTK, v_RTK, g_RTH = nn.functional.linear(z_RTZ, module.qkvg_proj.weight.float()).split(module.split, dim=-1)
+    cos, sin = layout.cos_RTK, layout.sin_RTK
+    q_RTHK = rotate(q.unflatten(-1, (heads, dim)), cos[:, :, None], sin[:, :, None])
+    if layout.cache is None:
+        k_LSNK = rotate(k_RTK, cos, sin)[layout.rows_LN].transpose(1, 2)
+        v_LSNK = v_RTK[layout.rows_LN].transpose(1, 2)
+    else:
+        cache, place = layout.cache, (module.index, slice(None), layout.slots)
+        # Writing what stands there already tells what each lattice may read.
+        k_LSNK, v_LSNK = cache.update(module.index, layout.slots, cache.keys[place], cache.values[place])
+        k_LSNK, v_LSNK = k_LSNK.float(), v_LSNK.float()
+    gate_RTH = torch.sigmoid(g_RTH) if module.config.gate == "head" else torch.ones_like(q_RTHK[..., 0])
+    return q_RTHK, k_LSNK, v_LSNK, gate_RTH
 
 
 def lattice_metrics(

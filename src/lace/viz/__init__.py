@@ -1,0 +1,1 @@
+"""Recordings of what threads read of each other, and pages that show them."""

@@ -1,0 +1,70 @@
+"""Traces that no model wrote: long ones, and ones with hostile text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lace.viz.trace import ThreadTrace, Trace, kept_entries
+
+WORDS = ["Let", " us", " see", " 14", " +", " 9", " =", " 23", ",", " no", " fix", " therefore", " 5", " *", " 6"]
+
+
+def synthetic_trace(
+    threads: int = 4,
+    steps: int = 12,
+    layers: int = 2,
+    heads: int = 2,
+    texts: Sequence[str] = WORDS,
+    seed: int = 0,
+    prompt: str = "Use 9, 14 and 6 to make 30",
+) -> Trace:
+    """Random readings of the right form: thread n's token of step t reads entries of steps below t - 1 of others."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens, given = threads * steps, 2
+    kept = min(kept_entries(layers, threads, heads), threads * steps)
+    step_G = torch.arange(steps).repeat(threads)
+    own_G = torch.arange(threads).repeat_interleave(steps)
+    weights = torch.rand(layers, 1 + heads, tokens, kept, generator=generator)
+    weights = weights / weights.sum(dim=-1, keepdim=True) * torch.rand(tokens, 1, generator=generator)
+    weights = weights.sort(dim=-1, descending=True).values
+    weights[:, :, step_G < max(2, given)] = 0
+    at = (torch.rand(weights.shape, generator=generator) * (step_G[:, None] - 1).clamp(min=1)).int()
+    other = torch.randint(1, max(2, threads), weights.shape, generator=generator)
+    entries = torch.where(weights > 0, at * threads + (own_G[:, None] + other) % threads, 0)
+    mass = torch.zeros(layers, tokens, threads)
+    mass.scatter_add_(2, (entries[:, 0] % threads).long(), weights[:, 0])
+    logprobs = -torch.rand(tokens, generator=generator) * 3
+    logprobs[step_G < given] = torch.nan
+    return Trace(
+        prompt=prompt,
+        model="synthetic",
+        strategy="lace",
+        threads=[
+            ThreadTrace(
+                label=3 * n + 1,
+                given=given,
+                texts=["Thread", f" {3 * n + 1}:", *(texts[(n + s) % len(texts)] for s in range(steps - given))],
+                finish_reason="eos",
+                tag="best" if n == 1 else "success",
+                answer="30",
+                correct=n != 2,
+                marks=[(s, "cite") for s in range(given, steps, 97)] + [(steps // 2, "fix"), (steps - 1, "stop")],
+            )
+            for n in range(threads)
+        ],
+        chosen=min(1, threads - 1),
+        chosen_by="best_tag",
+        seconds=1.5,
+        layers=[2 * layer + 4 for layer in range(layers)],
+        visibility="strict",
+        replay_gap=0.0,
+        token_ids_G=torch.randint(0, 1000, (tokens,), generator=generator).int(),
+        logprobs_G=logprobs.half(),
+        entropy_G=(-logprobs / 2).half(),
+        gates_YGH=torch.rand(layers, tokens, heads, generator=generator).half(),
+        mass_YGN=mass.half(),
+        entries_YVGK=entries.to(torch.uint16) if threads * steps <= 2**16 else entries.int(),
+        weights_YVGK=weights.half(),
+    )
