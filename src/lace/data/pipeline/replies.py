@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lace.data.pipeline.item import Rejection, Tag
 
 R = TypeVar("R", bound="Reply")
+MOST_FAILURES = 1000
+"""Braces of one reply that may begin no object."""
 
 
 class Reply(BaseModel):
@@ -96,15 +98,20 @@ def read_reply(text: str, kind: type[R]) -> R:
 
 
 def _objects(text: str) -> list[Any]:
-    """The outermost JSON objects of a text; a backslash that begins no escape, as of LaTeX, is taken as itself."""
+    """The outermost JSON objects of a text; a backslash that begins no escape, as of LaTeX, is taken as itself.
+
+    After so many braces that begin no object, or one nested too deep, the rest is not looked at.
+    """
     decoder = json.JSONDecoder(strict=False)
     for candidate in (text, _BAD_ESCAPE.sub(r"\\\\", text)):
-        found, place = [], candidate.find("{")
-        while place >= 0:
+        found, place, failures = [], candidate.find("{"), 0
+        while place >= 0 and failures < MOST_FAILURES:
             try:
                 values, end = decoder.raw_decode(candidate, place)
-            except (ValueError, RecursionError):
-                end = place + 1
+            except RecursionError:
+                break
+            except ValueError:
+                end, failures = place + 1, failures + 1
             else:
                 found.append(values)
             place = candidate.find("{", end)

@@ -1,0 +1,24 @@
+"""A user's functions, some of which misbehave."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+
+def even(question: dict[str, Any], answer: str) -> bool:
+    """Right if even."""
+    return int(answer) % 2 == 0
+
+
+def hangs(question: dict[str, Any], answer: str) -> bool:
+    """Never comes back from some answers."""
+    while answer == "hang":
+        time.sleep(0.01)
+    return True
+
+
+def dies(question: dict[str, Any], answer: str) -> bool:
+    """Takes its process along."""
+    os._exit(3)

@@ -1,0 +1,150 @@
+"""Questions: sources, normalisation, repetitions, and overlap with benchmarks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+from datasets import Dataset
+from pyarrow import parquet
+
+from lace.data.pipeline.config import ChampSource, DataConfig, FileSource, HubSource, ReasoningGymSource
+from lace.data.pipeline.duplicates import NearDuplicates, similarity
+from lace.data.pipeline.item import Question, Rejection
+from lace.data.pipeline.keyed_log import read_lines
+from lace.data.pipeline.outcomes import read_items
+from lace.data.pipeline.sources import normalise, read_source
+from lace.data.stages.questions import REPORT_NAME, prepare
+
+ROWS = [{"problem": "What is 1 + 1?", "result": "2", "key": "a"}, {"problem": "2 + 2?", "result": 4, "key": "b"}]
+
+
+def test_files_of_all_kinds(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    with (tmp_path / "q.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["problem", "result", "key"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    texts = [{name: str(value) for name, value in row.items()} for row in ROWS]
+    parquet.write_table(pyarrow.Table.from_pylist(texts), tmp_path / "q.parquet")
+    columns = {"question": "problem", "answer": "result", "id": "key"}
+    for suffix in ("jsonl", "csv", "parquet"):
+        source = FileSource(kind="file", path=tmp_path / f"q.{suffix}", **columns)
+        first, second = read_source(source)
+        assert isinstance(first, Question)
+        assert (first.id, first.text, first.answer, first.verifier) == ("a", "What is 1 + 1?", "2", "exact")
+        assert isinstance(second, Question)
+        assert (second.id, second.answer, second.source) == ("b", "4", f"q.{suffix}, row 2")
+
+
+def test_a_directory_of_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    Dataset.from_list([{"question": f"{n}?", "answer": str(n)} for n in range(3)]).to_parquet(
+        tmp_path / "set" / "train.parquet"
+    )
+    found = list(read_source(HubSource(kind="hub", path=str(tmp_path / "set"))))
+    assert [each.id for each in found if isinstance(each, Question)] == ["set-1", "set-2", "set-3"]
+    assert all(isinstance(each, Question) and each.verifier == "math" for each in found)
+
+
+def test_reasoning_gym_and_champ() -> None:
+    source = ReasoningGymSource(kind="reasoning-gym", task="chain_sum", size=3, config={"min_terms": 4, "max_terms": 4})
+    found = list(read_source(source))
+    assert len({each.id for each in found if isinstance(each, Question)}) == 3
+    assert all(isinstance(each, Question) and each.text.count(" + ") + each.text.count(" - ") == 3 for each in found)
+    champ = list(read_source(ChampSource(kind="champ")))
+    assert len(champ) == 270
+    assert isinstance(champ[0], Question)
+    assert champ[0].answer == "239"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"kind": "reasoning-gym", "task": "no_such", "size": 1}, "reasoning-gym cannot make the task 'no_such'"),
+        ({"kind": "file", "path": "q.jsonl"}, "q.jsonl has no column 'question'; its columns are problem, result, key"),
+        ({"kind": "file", "path": "bad.jsonl"}, "bad.jsonl, line 1: no JSON"),
+        ({"kind": "file", "path": "q.txt"}, "q.txt is no .jsonl, .csv or .parquet file"),
+    ],
+)
+def test_what_is_no_source_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: Callable[..., DataConfig], source: dict, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    Path("bad.jsonl").write_text("{\n")
+    Path("q.txt").write_text("")
+    config = make_config("http://127.0.0.1:1", questions={"sources": [source]})
+    with pytest.raises(ValueError, match=told):
+        prepare(config, tmp_path / "stage", lambda read, decided: None)
+    assert not (tmp_path / "stage" / "outcomes.jsonl").exists()
+
+
+def test_normalisation() -> None:
+    assert normalise(" a\u0301  b\u200b\t c \r\n d\x00 ") == "á b c\n d"
+
+
+def test_similarity_counts_words_and_never_mistakes_numbers() -> None:
+    text = "A train leaves at noon and travels north at a steady speed of 60 miles an hour; how far is it by night?"
+    assert similarity(text, text.upper()) == 1.0
+    assert similarity(text, text.replace("noon", "dawn")) > 0.7
+    assert similarity(text, text.replace("60", "61")) == 0.0
+
+
+def test_near_duplicates_are_found_among_many() -> None:
+    template = "Compute the sum of {} and {} and then tell whether it is larger than the product of both of them"
+    texts = [template.format(n, n + 1) for n in range(500)]
+    texts += [texts[7].upper(), texts[400].replace("tell", "say"), "something else"]
+    found = NearDuplicates()
+    for text in texts:
+        found.add(text)
+    assert found.find(texts.__getitem__, 0.7) == {500: 7, 501: 400}
+
+
+def test_repetitions_and_benchmarks_are_left_out_with_a_report(
+    tmp_path: Path, make_config: Callable[..., DataConfig]
+) -> None:
+    secret = "Let ABC be a triangle whose sides are 13, 14 and 15. Find the radius of its inscribed circle."
+    rows = [
+        ("a", "How many primes are there below one hundred, counting two but not counting one?", "25"),
+        ("b", "how many primes are there below one hundred,  counting two but not counting one?", "25"),
+        ("c", f"  {secret}", "4"),
+        ("a", "What is the capital of nothing at all?", "none"),
+        ("d", "", "1"),
+        ("e", "What is missing?", ""),
+    ]
+    with (tmp_path / "q.jsonl").open("w") as file:
+        file.writelines(json.dumps(dict(zip(("id", "question", "answer"), row, strict=True))) + "\n" for row in rows)
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": "x"}) + "\n" + json.dumps({"question": secret}) + "\n")
+    config = make_config(
+        "http://127.0.0.1:1",
+        questions={
+            "sources": [{"kind": "file", "path": str(tmp_path / "q.jsonl"), "id": "id"}],
+            "benchmarks": [{"name": "bench", "path": str(tmp_path / "bench.jsonl")}],
+        },
+    )
+    prepare(config, tmp_path / "stage", lambda read, decided: None)
+    lines = list(read_lines(tmp_path / "stage" / "outcomes.jsonl"))
+    assert [item.question.id for _, item in read_items(tmp_path / "stage" / "outcomes.jsonl")] == ["a"]
+    reasons = {(line["id"], line["reason"]) for line in lines if not line["kept"]}
+    assert reasons == {
+        ("b", "near-duplicate"),
+        ("c", "in a benchmark"),
+        ("a", "id is taken"),
+        ("", "no question"),
+        ("", "no answer"),
+    }
+    report = json.loads((tmp_path / "stage" / REPORT_NAME).read_text())
+    assert report == {"bench": {"rows": 2, "hits": [{"id": "c", "row": 2, "share": 1.0}]}}
+    assert not list((tmp_path / "stage").glob("*.partial"))
+
+
+def test_a_rejection_names_its_row(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": null, "answer": "1"}\n')
+    (found,) = read_source(FileSource(kind="file", path=tmp_path / "q.jsonl"))
+    assert isinstance(found, Rejection)
+    assert (found.reason, found.detail) == ("no question", "q.jsonl, row 1")
