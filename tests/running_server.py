@@ -53,7 +53,7 @@ def serve(
     load: Callable[[], Engine], *, shipped: bool = False, wait: bool = True, **settings: object
 ) -> Iterator[Running]:
     """A server on a free port, until the block is left."""
-    chosen = ServerSettings(**{"model": "tiny", "port": 0, "threads": 3, **settings})  # type: ignore[arg-type]
+    chosen = ServerSettings(**{"model": "tiny", "port": 0, "threads": 4, **settings})  # type: ignore[arg-type]
     server, worker = new_server(chosen, load, shipped=shipped)
     with listen(chosen) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -18,7 +18,7 @@ def puzzles() -> Engine:
     return load_engine("puzzles")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tiny(tokenizer: PreTrainedTokenizerFast) -> Engine:
     """Random weights; threads write until their budget ends them."""
     engine = Engine(new_model(tokenizer), tokenizer)
@@ -31,10 +31,4 @@ def tiny(tokenizer: PreTrainedTokenizerFast) -> Engine:
 def shipped_server(puzzles: Engine) -> Iterator[Running]:
     """The embedded model, for all tests of a file."""
     with serve(lambda: puzzles, model="puzzles", shipped=True, threads=4) as running:
-        yield running
-
-
-@pytest.fixture
-def tiny_server(tiny: Engine) -> Iterator[Running]:
-    with serve(lambda: tiny) as running:
         yield running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -33,7 +34,9 @@ class ApiError(Exception):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        # What a client sent may be quoted in it, half a surrogate pair for example.
+        self.message = message.encode(errors="replace").decode()
+        self.status, self.param, self.code = status, param and param.encode(errors="replace").decode(), code
         self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:
@@ -48,11 +51,14 @@ class ApiError(Exception):
 
 
 def describe(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request body."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    """What is wrong with the first bad field of a request body; of a field of several types, the closest of them."""
+    errors = error.errors()
+    same_field = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
+    first = max(reversed(same_field), key=lambda e: len(e["loc"]))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}")
+    # Of a field of several types pydantic names the type too, "constrained-str" or "list[…]".
+    place = [str(part) for part in first["loc"][1:] if not re.fullmatch(r"(constrained-)?str|list\b.*", str(part))]
     if not place:
         return ApiError(400, "the body must be a JSON object, sent with Content-Type: application/json")
     name = ".".join(place)

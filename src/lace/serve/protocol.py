@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lace.serve.settings import MAX_THREADS
+from lace.serve.settings import MAX_BODY_BYTES, MAX_THREADS
 
 Zero = Literal[0] | None
 Threads = Annotated[int, Field(ge=1, le=MAX_THREADS)]
+Text = Annotated[str, Field(max_length=MAX_BODY_BYTES)]
+"""Having a limit, it is also checked for halves of surrogate pairs, which JSON can spell and no tokenizer takes."""
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -61,12 +63,12 @@ class _Request(_Strict):
 
 class TextPart(_Strict):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
     name: str | None = None
 
     @property
@@ -100,7 +102,7 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """`POST /v1/completions`."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
     logprobs: Zero = None
     """0: the log-probability of each sampled token; alternatives are not supported."""
 
