@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from lace.cli import data, evaluate, graft, info, plot, serve, solve, train
+from lace.cli import data, evaluate, graft, info, plot, serve, solve, train, view
 
 app = typer.Typer(
     name="lace",
@@ -21,6 +21,7 @@ app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command("graft")(graft.graft)
 app.command("info")(info.info)
 app.command("plot")(plot.plot)
+app.command("view")(view.view)
 app.command("serve")(serve.serve)
 app.add_typer(data.app, name="data")
 # Whatever is no option of the verb is a value for its config, --section.key=value.

@@ -1,0 +1,163 @@
+// What stands beside the columns: the token in focus, and who reads whom.
+
+import { el, foreign } from "./dom";
+import { shown, type Pane } from "./pane";
+import { percent, type State } from "./state";
+
+export class TokenPanel {
+  readonly element: HTMLElement;
+  private readonly body = el("div", {});
+  private drawn = "";
+
+  constructor(
+    private readonly panes: Pane[],
+    private readonly state: State,
+    private readonly go: (pane: number, thread: number, step: number) => void,
+  ) {
+    this.element = el("section", { class: "token", "aria-label": "Token" }, el("h2", {}, "Token"), this.body);
+  }
+
+  /** The token in focus and its readings, for a screen reader. */
+  inWords(): string {
+    const { focus } = this.state;
+    if (!focus) return "";
+    const pane = this.panes[focus.pane];
+    const thread = pane.trace.threads[focus.thread];
+    const head = `Thread ${thread.label}, step ${focus.step}: ${shown(thread, focus.step).slice(0, 200)}.`;
+    const marks = thread.marks.filter((mark) => mark.step === focus.step).map((mark) => ` Mark: ${mark.kind}.`);
+    const reads = pane
+      .arcs()
+      .slice(0, 3)
+      .map((arc) => {
+        const other = pane.trace.threads[arc.thread];
+        return `${percent(arc.weight)} thread ${other.label} step ${arc.step} ${shown(other, arc.step).slice(0, 40)}`;
+      });
+    return `${head}${marks.join("")} ${reads.length ? `Reads ${reads.join("; ")}.` : "Reads nobody."}`;
+  }
+
+  draw(): void {
+    const { focus, layer, view } = this.state;
+    const key = JSON.stringify([focus, layer, view]);
+    if (key === this.drawn) return;
+    this.drawn = key;
+    if (!focus) {
+      this.body.replaceChildren(el("p", { class: "faint" }, "Point at a token, or move to one with the arrow keys."));
+      return;
+    }
+    const pane = this.panes[focus.pane];
+    const { trace } = pane;
+    const thread = trace.threads[focus.thread];
+    const facts = el("dl", {});
+    const fact = (name: string, ...value: (string | Node)[]) =>
+      facts.append(el("dt", {}, name), el("dd", {}, ...value));
+    fact("thread", `${thread.label}, step ${focus.step}`);
+    if (trace.chosenByModel(focus.thread, focus.step)) {
+      const logprob = trace.logprob(focus.thread, focus.step);
+      fact("probability", `${percent(Math.exp(logprob))} (${logprob.toFixed(2)} nats)`);
+      fact("entropy", `${trace.entropy(focus.thread, focus.step).toFixed(2)} nats`);
+      if (pane.layer >= 0) {
+        const gates = Array.from(trace.gates(pane.layer, focus.thread, focus.step), (gate) => gate.toFixed(2));
+        fact("gates by head", gates.join(" "));
+        fact("reads of others", percent(trace.readOfOthers(pane.layer, focus.thread, focus.step)));
+      }
+    } else fact("given", "part of the opening, not chosen");
+    const reads = el("ol", { class: "reads" });
+    for (const arc of pane.arcs()) {
+      const other = trace.threads[arc.thread];
+      const button = el(
+        "button",
+        { type: "button", "data-thread": arc.thread, "data-step": arc.step, "data-weight": arc.weight },
+        el("b", {}, percent(arc.weight)),
+        ` thread ${other.label}, step ${arc.step}: `,
+        foreign(shown(other, arc.step).slice(0, 200)),
+      );
+      button.addEventListener("click", () => this.go(focus.pane, arc.thread, arc.step));
+      reads.append(el("li", {}, button));
+    }
+    this.body.replaceChildren(
+      el("p", { class: "text" }, foreign(thread.texts[focus.step] || shown(thread, focus.step))),
+      facts,
+      ...(reads.childElementCount
+        ? [reads]
+        : [el("p", { class: "faint" }, pane.layer < 0 ? "These threads do not read each other." : "It reads nobody.")]),
+    );
+  }
+}
+
+export class MatrixPanel {
+  readonly element: HTMLElement;
+  private readonly parts: { pane: Pane; cells: HTMLTableCellElement[][] }[];
+  private readonly caption = el("p", { class: "faint" });
+  private drawn = "";
+
+  constructor(
+    panes: Pane[],
+    private readonly state: State,
+  ) {
+    const tables: HTMLElement[] = [];
+    this.parts = panes
+      .filter((pane) => pane.trace.layers.length > 0)
+      .map((pane) => {
+        const { threads } = pane.trace;
+        const cells = threads.map(() => threads.map(() => el("td", {})));
+        const labels = threads.map((thread) => el("th", { scope: "col" }, String(thread.label)));
+        tables.push(
+          el(
+            "div",
+            { class: "matrix", tabindex: 0, role: "region", "aria-label": "Attention by thread" },
+            el(
+              "table",
+              {},
+              el("caption", { class: "hidden" }, "Attention of each thread (row) on each other thread (column)"),
+              el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "reads"), ...labels)),
+              el(
+                "tbody",
+                {},
+                ...threads.map((thread, n) => el("tr", {}, el("th", { scope: "row" }, String(thread.label)), ...cells[n])),
+              ),
+            ),
+          ),
+        );
+        return { pane, cells };
+      });
+    const span = el(
+      "select",
+      {},
+      ...[0, 8, 32, 128].map((steps) => el("option", { value: steps }, steps ? `last ${steps} steps` : "all so far")),
+    );
+    span.addEventListener("change", () => {
+      state.window = Number(span.value);
+      this.draw();
+    });
+    this.element = el(
+      "section",
+      { class: "who", "aria-label": "Who reads whom" },
+      el("h2", {}, "Who reads whom"),
+      ...(tables.length
+        ? [el("label", {}, "Window ", span), this.caption, ...tables]
+        : [el("p", { class: "faint" }, "These threads do not read each other.")]),
+    );
+  }
+
+  draw(): void {
+    const { now, window, layer } = this.state;
+    const key = JSON.stringify([now, window, layer]);
+    if (key === this.drawn) return;
+    this.drawn = key;
+    const from = window ? Math.max(0, now - window + 1) : 0;
+    this.caption.textContent = `Mean attention in %, steps ${from} to ${now}, layer ${layer}; rows read columns.`;
+    for (const { pane, cells } of this.parts) {
+      if (pane.layer < 0) continue;
+      pane.trace.matrix(pane.layer, from, now).forEach((row, n) =>
+        row.forEach((share, m) => {
+          const cell = cells[n][m];
+          const none = Number.isNaN(share) || (n === m && share === 0);
+          cell.textContent = none ? "–" : (100 * share).toFixed(share < 0.0995 ? 1 : 0);
+          cell.style.setProperty("--share", none ? "0" : String(Math.min(1, share * 1.5)));
+        }),
+      );
+    }
+  }
+}
+
+

@@ -1,0 +1,240 @@
+// A recording as `lace.viz.trace` writes it: safetensors, with the rest as JSON in its metadata.
+
+export interface Mark {
+  step: number;
+  kind: "cite" | "fix" | "stop";
+}
+
+export interface Thread {
+  label: number;
+  given: number;
+  texts: string[];
+  finish_reason: string;
+  tag: string | null;
+  answer: string | null;
+  correct: boolean | null;
+  marks: Mark[];
+  /** Place of its first token among the tokens of all threads. */
+  start: number;
+}
+
+/** One entry that a token's reading rests on. */
+export interface Entry {
+  thread: number;
+  step: number;
+  weight: number;
+}
+
+interface Tensor {
+  shape: number[];
+  data: Float32Array | Uint16Array | Int32Array;
+}
+
+const HALF = halfTable();
+
+/** Values of all half-precision numbers. */
+function halfTable(): Float32Array {
+  const table = new Float32Array(65536);
+  for (let bits = 0; bits < 65536; bits++) {
+    const sign = bits & 0x8000 ? -1 : 1;
+    const exponent = (bits >> 10) & 31;
+    const fraction = bits & 1023;
+    if (exponent === 31) table[bits] = fraction ? NaN : sign * Infinity;
+    else if (exponent === 0) table[bits] = sign * fraction * 2 ** -24;
+    else table[bits] = sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+  }
+  return table;
+}
+
+function readTensor(kind: string, bytes: ArrayBuffer): Tensor["data"] {
+  switch (kind) {
+    case "F16":
+      return Float32Array.from(new Uint16Array(bytes), (bits) => HALF[bits]);
+    case "U16":
+      return new Uint16Array(bytes);
+    case "I32":
+      return new Int32Array(bytes);
+    default:
+      throw new Error(`the trace holds numbers of an unknown kind, ${kind}`);
+  }
+}
+
+export class Trace {
+  readonly prompt: string;
+  readonly model: string;
+  readonly strategy: string;
+  readonly threads: Thread[];
+  readonly chosen: number;
+  readonly chosenBy: string;
+  readonly seconds: number;
+  readonly layers: number[];
+  readonly replayGap: number;
+  readonly steps: number;
+  readonly tokens: number;
+  readonly heads: number;
+  private readonly tensors = new Map<string, Tensor>();
+  private readonly sums = new Map<number, Float64Array>();
+
+  constructor(bytes: ArrayBuffer) {
+    const length = Number(new DataView(bytes).getBigUint64(0, true));
+    const header = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 8, length)));
+    for (const [name, about] of Object.entries<any>(header)) {
+      if (name === "__metadata__") continue;
+      const [from, to] = about.data_offsets as [number, number];
+      const own = bytes.slice(8 + length + from, 8 + length + to);
+      this.tensors.set(name, { shape: about.shape, data: readTensor(about.dtype, own) });
+    }
+    const rest = JSON.parse(header.__metadata__.lace_trace);
+    let start = 0;
+    this.threads = rest.threads.map((thread: any) => {
+      const marks = thread.marks.map(([step, kind]: [number, Mark["kind"]]) => ({ step, kind }));
+      const placed = { ...thread, marks, start };
+      start += thread.texts.length;
+      return placed;
+    });
+    this.tokens = start;
+    this.prompt = rest.prompt;
+    this.model = rest.model;
+    this.strategy = rest.strategy;
+    this.chosen = rest.chosen;
+    this.chosenBy = rest.chosen_by;
+    this.seconds = rest.seconds;
+    this.layers = rest.layers;
+    this.replayGap = rest.replay_gap;
+    this.steps = Math.max(...this.threads.map((thread) => thread.texts.length));
+    this.heads = this.tensor("gates_YGH").shape[2];
+  }
+
+  private tensor(name: string): Tensor {
+    const found = this.tensors.get(name);
+    if (!found) throw new Error(`the trace lacks ${name}`);
+    return found;
+  }
+
+  /** Whether a token was chosen by the model, not given. */
+  chosenByModel(thread: number, step: number): boolean {
+    return step >= this.threads[thread].given;
+  }
+
+  logprob(thread: number, step: number): number {
+    return this.tensor("logprobs_G").data[this.threads[thread].start + step];
+  }
+
+  entropy(thread: number, step: number): number {
+    return this.tensor("entropy_G").data[this.threads[thread].start + step];
+  }
+
+  /** Gates of all heads of one layer (a place in `layers`). */
+  gates(layer: number, thread: number, step: number): ArrayLike<number> {
+    const { shape, data } = this.tensor("gates_YGH");
+    const from = (layer * shape[1] + this.threads[thread].start + step) * shape[2];
+    return data.subarray(from, from + shape[2]);
+  }
+
+  /** Gate of a view: the mean of all heads, or one head. */
+  gate(layer: number, view: number, thread: number, step: number): number {
+    const gates = this.gates(layer, thread, step);
+    if (view > 0) return gates[view - 1];
+    let sum = 0;
+    for (let head = 0; head < gates.length; head++) sum += gates[head];
+    return sum / gates.length;
+  }
+
+  /** Attention on each thread, mean over heads. */
+  mass(layer: number, thread: number, step: number): ArrayLike<number> {
+    const { shape, data } = this.tensor("mass_YGN");
+    const from = (layer * shape[1] + this.threads[thread].start + step) * shape[2];
+    return data.subarray(from, from + shape[2]);
+  }
+
+  /** Attention on all other threads together, mean over heads. */
+  readOfOthers(layer: number, thread: number, step: number): number {
+    const mass = this.mass(layer, thread, step);
+    let sum = 0;
+    for (let other = 0; other < mass.length; other++) if (other !== thread) sum += mass[other];
+    return sum;
+  }
+
+  /** What a token's reading rests on most; view 0 is the mean over heads, view h + 1 head h. */
+  entries(layer: number, view: number, thread: number, step: number): Entry[] {
+    if (this.layers.length === 0) return [];
+    const { shape, data } = this.tensor("entries_YVGK");
+    const weights = this.tensor("weights_YVGK").data;
+    const from = ((layer * shape[1] + view) * shape[2] + this.threads[thread].start + step) * shape[3];
+    const found: Entry[] = [];
+    for (let place = from; place < from + shape[3]; place++) {
+      if (weights[place] === 0) continue;
+      const entry = data[place];
+      found.push({
+        thread: entry % this.threads.length,
+        step: Math.floor(entry / this.threads.length),
+        weight: weights[place],
+      });
+    }
+    return found;
+  }
+
+  /** Mean attention of each thread (row) on each thread (column) over the steps from..to, mean over heads. */
+  matrix(layer: number, from: number, to: number): number[][] {
+    const size = this.threads.length;
+    const sums = this.runningSums(layer);
+    return this.threads.map((thread, row) => {
+      const first = Math.max(from, thread.given);
+      const end = Math.min(to + 1, thread.texts.length);
+      return Array.from({ length: size }, (_, column) => {
+        if (end <= first) return NaN;
+        const cell = (step: number) => sums[(step * size + row) * size + column];
+        return (cell(end) - cell(first)) / (end - first);
+      });
+    });
+  }
+
+  /** For each step, the attention of all steps before it, by reading and read thread. */
+  private runningSums(layer: number): Float64Array {
+    const known = this.sums.get(layer);
+    if (known) return known;
+    const size = this.threads.length;
+    const sums = new Float64Array((this.steps + 1) * size * size);
+    for (let step = 0; step < this.steps; step++) {
+      sums.copyWithin((step + 1) * size * size, step * size * size, (step + 1) * size * size);
+      for (let row = 0; row < size; row++) {
+        if (step >= this.threads[row].texts.length) continue;
+        const mass = this.mass(layer, row, step);
+        for (let column = 0; column < size; column++) {
+          sums[((step + 1) * size + row) * size + column] += mass[column];
+        }
+      }
+    }
+    this.sums.set(layer, sums);
+    return sums;
+  }
+
+  /** The layer (a place in `layers`) whose queries read most of others. */
+  busiestLayer(): number {
+    let best = 0;
+    let most = -1;
+    this.layers.forEach((_, layer) => {
+      let sum = 0;
+      this.threads.forEach((thread, n) => {
+        for (let step = thread.given; step < thread.texts.length; step++) {
+          sum += this.readOfOthers(layer, n, step) * this.gate(layer, 0, n, step);
+        }
+      });
+      if (sum > most) [best, most] = [layer, sum];
+    });
+    return best;
+  }
+}
+
+/** The traces that stand in the page, base64 of gzip. */
+export async function tracesOfPage(): Promise<Trace[]> {
+  const blocks = [...document.querySelectorAll<HTMLScriptElement>("script.trace")];
+  return Promise.all(
+    blocks.map(async (block) => {
+      const text = atob(block.textContent!.trim());
+      const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+      const opened = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+      return new Trace(await new Response(opened).arrayBuffer());
+    }),
+  );
+}
