@@ -12,10 +12,10 @@ from openai.types.chat import ChatCompletionChunk
 
 from lace.cli.defaults import MAX_TOKENS, TEMPERATURE, TOP_P
 from lace.engine.engine import Engine
+from lace.engine.parity import ROUNDING
 from lace.engine.result import LatticeResult, ThreadResult
 from lace.engine.sampling import SamplingParams
 from lace.tasks.task import get_task
-from near_tie import ROUNDING
 from running_server import Running
 
 ASK = "Use 9, 14 and 6 to make 30"
