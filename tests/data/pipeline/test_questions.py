@@ -119,7 +119,9 @@ def test_repetitions_and_benchmarks_are_left_out_with_a_report(
     ]
     with (tmp_path / "q.jsonl").open("w") as file:
         file.writelines(json.dumps(dict(zip(("id", "question", "answer"), row, strict=True))) + "\n" for row in rows)
-    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": "x"}) + "\n" + json.dumps({"question": secret}) + "\n")
+    (tmp_path / "bench.jsonl").write_text(
+        json.dumps({"question": "x"}) + "\n" + json.dumps({"question": secret}) + "\n"
+    )
     config = make_config(
         "http://127.0.0.1:1",
         questions={

@@ -112,9 +112,7 @@ def test_pass_rate_of_a_model_in_this_process(decide: Callable[..., Item | Rejec
 # --- solutions -------------------------------------------------------------------------------------------------------
 
 
-def test_solutions_are_told_what_was_tried_and_differ(
-    decide: Callable[..., Item | Rejection], tmp_path: Path
-) -> None:
+def test_solutions_are_told_what_was_tried_and_differ(decide: Callable[..., Item | Rejection], tmp_path: Path) -> None:
     teacher, asked = puzzle_teacher(errors=0.0), list[str]()
 
     def script(request: Any) -> Answer:
@@ -217,9 +215,7 @@ def test_steps_keep_within_the_budget_or_are_shortened(decide: Callable[..., Ite
     ("steps", "expected"),
     [([], "wrong count"), (["a"] * 30, "wrong count"), (["a", " "], "empty"), (["a [[fail]]"], "tag in text")],
 )
-def test_steps_that_cannot_be_used(
-    decide: Callable[..., Item | Rejection], steps: list[str], expected: str
-) -> None:
+def test_steps_that_cannot_be_used(decide: Callable[..., Item | Rejection], steps: list[str], expected: str) -> None:
     outcome = decide("steps", Item(question=QUESTION, labels=(1,), paths=(RIGHT,)), always({"steps": steps}))
     assert reason(outcome) == expected
 
@@ -301,9 +297,7 @@ def _closed(item: Item) -> Item:
 
 
 @pytest.mark.parametrize("visibility", ["strict", "causal"])
-def test_a_lattice_is_causal_and_reads_as_it_should(
-    decide: Callable[..., Item | Rejection], visibility: str
-) -> None:
+def test_a_lattice_is_causal_and_reads_as_it_should(decide: Callable[..., Item | Rejection], visibility: str) -> None:
     script = noted_and_judged([NOTE], verdicts())
     noted = decide("notes", SPLIT, script)
     assert isinstance(noted, Item)
@@ -317,7 +311,7 @@ def test_a_lattice_is_causal_and_reads_as_it_should(
     assert texts[0].startswith("Thread 7:\n17 + 25 = 42.\nNot as Thread 3: 25 - 8 is 17.\n42 - 8 = 34.")
     assert texts[0].endswith("\nI am 7.\nanswer: 34 [[best]]<eos>")
     assert texts[1].endswith("\nI am 3.\nanswer: 33 [[fail]]<eos>")
-    assert "Thread 3:" == texts[1][:9]
+    assert texts[1].startswith("Thread 3:")
     assert [len(thread.references) for thread in record.threads] == [2, 1]
 
 

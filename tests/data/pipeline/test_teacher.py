@@ -1,4 +1,4 @@
-"""The client against a real HTTP server that answers by a script: retries, waits, refusals, and what is never repeated."""
+"""The client against a real HTTP server that answers by a script: retries, waits, refusals."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lace.data.pipeline.budget import Budget
 from lace.data.pipeline.config import DataConfig
@@ -30,6 +30,7 @@ from lace.data.pipeline.outputs import write_outputs
 from lace.data.pipeline.plan import PlannedStage, calls_path, plan_stages
 from lace.data.pipeline.progress import StageProgress
 from lace.data.pipeline.resources import Helpers, open_resources
+from lace.data.pipeline.tokenizer import load_tokenizer
 from lace.data.stages.questions import prepare
 from lace.provenance import source_commit
 
@@ -84,19 +85,6 @@ def run_pipeline(
     if unfinished:
         raise Stopped(f"{unfinished} items are left, since calls failed ({failure}); run again to try them")
     return written
-
-
-def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """The student's tokenizer.
-
-    Raises:
-        ValueError: one line, if there is none.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"student.tokenizer: no tokenizer at {name}: {str(error).splitlines()[0]}") from None
-    return tokenizer
 
 
 @contextmanager

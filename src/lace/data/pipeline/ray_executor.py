@@ -1,0 +1,154 @@
+"""Runs a stage on a Ray cluster: the same functions, in actors of Ray Data, each with a client of its own and its share
+of the concurrency and the budget.
+
+Actors write the calls that they make to files of their own beside the log of calls, which the next stage merges; the
+folder of the run must be seen by all of them. Outcomes come back to this process, which alone writes these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from lace.data.pipeline.budget import Budget, BudgetSpent
+from lace.data.pipeline.config import BudgetConfig, DataConfig
+from lace.data.pipeline.item import Item, Rejection
+from lace.data.pipeline.keyed_log import KeyedLog
+from lace.data.pipeline.local_executor import Leftovers, Outcome, decide
+from lace.data.pipeline.plan import PlannedStage, calls_path, plan_stages
+from lace.data.pipeline.resources import Helpers, open_resources
+from lace.data.pipeline.teacher import CallFailed
+from lace.data.pipeline.tokenizer import load_tokenizer
+
+PENDING_NAME = "pending.jsonl"
+BATCH = 16
+"""Items that an actor is given at a time."""
+
+
+def run_ray(
+    config: DataConfig,
+    stage: PlannedStage,
+    pending: Iterator[tuple[str, Item]],
+    write: Callable[[str, str, Item, Outcome], None],
+    budget: Budget,
+    called: Callable[[int, int, float], None],
+) -> Leftovers:
+    """Decides all pending items on the cluster that Ray knows, or on this machine if it knows none.
+
+    Args:
+        config: of the run.
+        stage: which.
+        pending: keys and items of the stage before.
+        write: takes key, parent's key, item and outcome of each as it comes back.
+        budget: of which each actor gets an equal share of what is left.
+        called: told what the calls of this stage are so far.
+
+    Raises:
+        ValueError: one line, if Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("the executor ray needs Ray: pip install 'lace-llm[ray]'") from None
+    try:
+        budget.check()
+    except BudgetSpent as spent:
+        return Leftovers(stopped=str(spent))
+    path = stage.folder / PENDING_NAME
+    with path.open("w", encoding="utf-8") as file:
+        for parent, item in pending:
+            file.write(f"{parent} {item.model_dump_json()}\n")
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    actors = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    rows = ray.data.read_text(str(path), override_num_blocks=4 * actors).map_batches(
+        StageActor,
+        fn_constructor_args=(config.model_dump_json(), stage.name, actors, _share(budget, actors).model_dump_json()),
+        batch_size=BATCH,
+        concurrency=actors,
+    )
+    left, totals = Leftovers(), [0, 0, 0.0]
+    for row in rows.iter_rows():
+        totals = [totals[0] + row["calls"], totals[1] + row["tokens"], totals[2] + row["money"]]
+        called(int(totals[0]), int(totals[1]), float(totals[2]))
+        if row["failure"] or row["stopped"]:
+            left.unfinished += 1
+            left.last_failure = left.last_failure or row["failure"]
+            left.stopped = left.stopped or row["stopped"]
+            continue
+        item = Item.model_validate_json(row["item"])
+        rejected = Rejection(row["reason"], row["detail"]) if row["reason"] else None
+        write(stage.key_of(row["parent"]), row["parent"], item, rejected or item)
+    budget.add(int(totals[1]), float(totals[2]))
+    path.unlink()
+    return left
+
+
+def _share(budget: Budget, actors: int) -> BudgetConfig:
+    """What one actor may use; at least something, since 0 would mean no limit."""
+    limits = budget.limits
+    tokens = max(1, (limits.tokens - budget.tokens) // actors) if limits.tokens else 0
+    money = (limits.money - budget.money) / actors if limits.money else 0.0
+    return BudgetConfig(tokens=tokens, money=money, minutes=limits.minutes)
+
+
+class StageActor:
+    """One process of the cluster, which decides batches of items, several at the same time."""
+
+    def __init__(self, config: str, stage: str, actors: int, budget: str) -> None:
+        self.config = DataConfig.model_validate_json(config)
+        self.stage = next(each for each in plan_stages(self.config) if each.name == stage)
+        self.budget = Budget(BudgetConfig.model_validate_json(budget))
+        calls = calls_path(self.config, stage)
+        own = calls.with_name(f"{stage}.{socket.gethostname()}-{os.getpid()}.part")
+        self.calls = KeyedLog(calls, write_to=own)
+        self.tokenizer = load_tokenizer(self.config.student.tokenizer, self.config.student.revision)
+        self.concurrency = max(1, -(-self.config.run.concurrency // actors))
+        self.resources: Any = None
+        self.used = (0, 0, 0.0)
+        self.reported = (0, 0, 0.0)
+        self._opening = asyncio.Lock()
+
+    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, list[Any]]]:
+        """Decides a batch of lines `KEY ITEM`."""
+        async with self._opening:
+            if self.resources is None:  # for as long as the actor lives
+                opened = open_resources(
+                    self.config,
+                    self.stage.name,
+                    self.calls,
+                    self.budget,
+                    self.tokenizer,
+                    Helpers(),
+                    self.concurrency,
+                    self._count,
+                )
+                self.resources = await opened.__aenter__()
+        rows = await asyncio.gather(*(self._decide(*str(line).split(" ", 1)) for line in batch["text"]))
+        rows[0] |= self._since_last_report()
+        yield {name: [row[name] for row in rows] for name in rows[0]}
+
+    async def _decide(self, parent: str, text: str) -> dict[str, Any]:
+        item = Item.model_validate_json(text)
+        row = {"parent": parent, "item": text, "reason": "", "detail": "", "failure": "", "stopped": ""}
+        row |= {"calls": 0, "tokens": 0, "money": 0.0}
+        try:
+            outcome = await decide(self.stage, self.stage.key_of(parent), parent, item, self.resources)
+        except CallFailed as failure:
+            return row | {"failure": str(failure)}
+        except BudgetSpent as spent:
+            return row | {"stopped": str(spent)}
+        if isinstance(outcome, Rejection):
+            return row | {"reason": outcome.reason, "detail": outcome.detail}
+        return row | {"item": outcome.model_dump_json()}
+
+    def _count(self, calls: int, tokens: int, money: float) -> None:
+        self.used = (calls, tokens, money)
+
+    def _since_last_report(self) -> dict[str, float]:
+        new = [now - before for now, before in zip(self.used, self.reported, strict=True)]
+        self.reported = self.used
+        return dict(zip(("calls", "tokens", "money"), new, strict=True))
