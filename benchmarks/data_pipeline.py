@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -147,8 +148,7 @@ def faults(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "finished_calls": len(call_keys(folder)),
         "finished_at_each_kill": [len(finished) for finished, _ in kills],
         "items_lost": sum(
-            before.kept - stage.kept - sum(stage.rejected.values())
-            for before, stage in zip(stages, stages[1:], strict=False)
+            before.kept - stage.kept - sum(stage.rejected.values()) for before, stage in pairwise(stages)
         ),
         "items_doubled": sum(count - 1 for keys in outcomes for count in keys.values()),
         "calls_doubled": len(call_keys(folder)) - len(set(call_keys(folder))),

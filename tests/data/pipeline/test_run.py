@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,7 +163,8 @@ def test_what_fails_at_every_try_is_left_for_another_run(make_config: Callable[.
     teacher, broken = puzzle_teacher(), [True]
 
     def script(request: Request) -> Answer:
-        bad = broken[0] and request.text.count("9") > 6
+        first = re.search(r"Calculate (\d+)", request.text)
+        bad = broken[0] and first is not None and int(first[1]) % 3 == 0
         return spoil("500", teacher(request)) if bad else teacher(request)
 
     with Server(script) as server:

@@ -69,6 +69,7 @@ def run_ray(
         fn_constructor_args=(config.model_dump_json(), stage.name, actors, _share(budget, actors).model_dump_json()),
         batch_size=BATCH,
         concurrency=actors,
+        num_cpus=0.5,  # they mostly wait; the other half reads and passes on
     )
     left, totals = Leftovers(), [0, 0, 0.0]
     for row in rows.iter_rows():

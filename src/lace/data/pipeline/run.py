@@ -31,7 +31,6 @@ from lace.data.pipeline.plan import PlannedStage, calls_path, plan_stages
 from lace.data.pipeline.progress import StageProgress
 from lace.data.pipeline.resources import Helpers, open_resources
 from lace.data.pipeline.tokenizer import load_tokenizer
-from lace.data.stages.questions import prepare
 from lace.provenance import source_commit
 
 PACKAGES = ("lace-llm", "openai", "pydantic", "transformers", "tokenizers")
@@ -71,7 +70,7 @@ def run_pipeline(
         for stage in stages[1:]:
             for line in read_lines(calls_path(config, stage.name)):
                 budget.add(line["prompt_tokens"] + line["completion_tokens"], line["cost"])
-        unfinished = 0
+        unfinished, failure = 0, ""
         for before, stage in zip([None, *stages], stages, strict=False):
             if before is None:
                 _prepare(config, stage)
@@ -80,7 +79,7 @@ def run_pipeline(
             if left.stopped:
                 raise Stopped(left.stopped)
             unfinished += left.unfinished
-            failure = left.last_failure or ""
+            failure = left.last_failure or failure
         written = write_outputs(stages[-1].outcomes, config.run.out, config)
     if unfinished:
         raise Stopped(f"{unfinished} items are left, since calls failed ({failure}); run again to try them")
@@ -117,6 +116,8 @@ def _write_about(config: DataConfig, command: str, stages: list[PlannedStage]) -
 
 def _prepare(config: DataConfig, stage: PlannedStage) -> None:
     if not stage.outcomes.exists():
+        from lace.data.stages.questions import prepare  # loads scipy, which a resumed run does without
+
         with StageProgress("questions", total=0) as progress:
 
             def tell(read: int, decided: int) -> None:
