@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
 )
 from pydantic import model_validator as validator
@@ -94,6 +96,15 @@ class Engine(_Section):
     temperature: NonNegativeFloat = 1.0
     top_p: TopShare = 1.0
     max_tokens: PositiveInt = 512
+
+
+def _kind_of_base(values: Any) -> str:
+    return "an engine" if "engine" in values else "an endpoint"
+
+
+BaseModelSource = Annotated[
+    Annotated[Endpoint, Tag("an endpoint")] | Annotated[Engine, Tag("an engine")], Discriminator(_kind_of_base)
+]
 
 
 class FileSource(_Section):
@@ -258,7 +269,7 @@ class DataConfig(_Section):
     teacher: Endpoint
     asks: PositiveInt = 2
     """How often the teacher is asked for the same thing while its replies cannot be used."""
-    base: Endpoint | Engine | None = None
+    base: BaseModelSource | None = None
     """The base model; without one there is no stage pass-rate."""
     questions: QuestionsConfig
     pass_rate: PassRateConfig = PassRateConfig()
@@ -305,7 +316,7 @@ def validate(values: dict[str, Any], where: str) -> DataConfig:
 
 
 def _told(problem: Any) -> str:
-    classes = {"Endpoint", "Engine", "file", "hub", "reasoning-gym", "champ"}  # members of unions are no keys
+    classes = {"an endpoint", "an engine", "file", "hub", "reasoning-gym", "champ"}  # members of unions are no keys
     key = ".".join(str(part) for part in problem["loc"] if part not in classes)
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])

@@ -8,9 +8,13 @@ folder of the run must be seen by all of them. Outcomes come back to this proces
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from lace.data.pipeline.budget import Budget, BudgetSpent
@@ -23,7 +27,9 @@ from lace.data.pipeline.resources import Helpers, open_resources
 from lace.data.pipeline.teacher import CallFailed
 from lace.data.pipeline.tokenizer import load_tokenizer
 
-PENDING_NAME = "pending.jsonl"
+PENDING_NAME = "pending"
+CHUNK = 256
+"""Items of a file of pending ones, which Ray reads as a whole."""
 BATCH = 16
 """Items that an actor is given at a time."""
 
@@ -57,14 +63,12 @@ def run_ray(
         budget.check()
     except BudgetSpent as spent:
         return Leftovers(stopped=str(spent))
-    path = stage.folder / PENDING_NAME
-    with path.open("w", encoding="utf-8") as file:
-        for parent, item in pending:
-            file.write(f"{parent} {item.model_dump_json()}\n")
+    folder = stage.folder / PENDING_NAME
+    _write_pending(folder, pending)
     ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     actors = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    rows = ray.data.read_text(str(path), override_num_blocks=4 * actors).map_batches(
+    rows = ray.data.read_text(str(folder)).map_batches(
         StageActor,
         fn_constructor_args=(config.model_dump_json(), stage.name, actors, _share(budget, actors).model_dump_json()),
         batch_size=BATCH,
@@ -84,8 +88,19 @@ def run_ray(
         rejected = Rejection(row["reason"], row["detail"]) if row["reason"] else None
         write(stage.key_of(row["parent"]), row["parent"], item, rejected or item)
     budget.add(int(totals[1]), float(totals[2]))
-    path.unlink()
+    shutil.rmtree(folder)
     return left
+
+
+def _write_pending(folder: Path, pending: Iterator[tuple[str, Item]]) -> None:
+    """Writes lines `KEY ITEM` into small files. They are pure ASCII: Ray takes every Unicode line separator for one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    number = 0
+    while chunk := list(islice(pending, CHUNK)):
+        lines = (f"{parent} {json.dumps(item.model_dump(mode='json'))}\n" for parent, item in chunk)
+        (folder / f"{number:06}.txt").write_text("".join(lines), encoding="ascii")
+        number += 1
 
 
 def _share(budget: Budget, actors: int) -> BudgetConfig:
@@ -113,7 +128,7 @@ class StageActor:
         self.reported = (0, 0, 0.0)
         self._opening = asyncio.Lock()
 
-    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, list[Any]]]:
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Decides a batch of lines `KEY ITEM`."""
         async with self._opening:
             if self.resources is None:  # for as long as the actor lives
@@ -130,7 +145,7 @@ class StageActor:
                 self.resources = await opened.__aenter__()
         rows = await asyncio.gather(*(self._decide(*str(line).split(" ", 1)) for line in batch["text"]))
         rows[0] |= self._since_last_report()
-        yield {name: [row[name] for row in rows] for name in rows[0]}
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
     async def _decide(self, parent: str, text: str) -> dict[str, Any]:
         item = Item.model_validate_json(text)
