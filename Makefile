@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test slow lint fix
+.PHONY: help demo test slow lint fix viewer
 
 help:
 	@echo "make demo   solve two puzzles with threads of the embedded model"
@@ -14,6 +14,7 @@ help:
 	@echo "make slow   run the slow tests too"
 	@echo "make lint   check style and types"
 	@echo "make fix    mend what the style check can mend"
+	@echo "make viewer build the page of lace view from viewer/ (needs node and npm)"
 
 # The stamp is written last, so that an interrupted installation is done again.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -44,3 +45,6 @@ lint: $(INSTALLED)
 fix: $(INSTALLED)
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
+
+viewer:
+	@cd viewer && npm ci --silent --no-audit --no-fund && npm run --silent build

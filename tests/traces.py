@@ -20,10 +20,13 @@ def synthetic_trace(
     seed: int = 0,
     prompt: str = "Use 9, 14 and 6 to make 30",
 ) -> Trace:
-    """Random readings of the right form: thread n's token of step t reads entries of steps below t - 1 of others."""
+    """Random readings of the right form: thread n's token of step t reads entries of steps below t - 1 of others.
+
+    Without layers they are threads that read nobody.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokens, given = threads * steps, 2
-    kept = min(kept_entries(layers, threads, heads), threads * steps)
+    kept = min(kept_entries(layers, threads, heads), threads * steps) if layers else 0
     step_G = torch.arange(steps).repeat(threads)
     own_G = torch.arange(threads).repeat_interleave(steps)
     weights = torch.rand(layers, 1 + heads, tokens, kept, generator=generator)
@@ -40,7 +43,7 @@ def synthetic_trace(
     return Trace(
         prompt=prompt,
         model="synthetic",
-        strategy="lace",
+        strategy="lace" if layers else "independent",
         threads=[
             ThreadTrace(
                 label=3 * n + 1,

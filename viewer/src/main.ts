@@ -20,7 +20,7 @@ function start(traces: Trace[]): void {
   const state: State = {
     layer: read ? read.layers[read.busiestLayer()] : -1,
     view: 0,
-    heat: read ? "read" : "entropy",
+    heat: read ? "gate" : "entropy",
     now: steps - 1,
     window: 0,
     playing: false,
@@ -248,8 +248,8 @@ function legend(traces: Trace[]): HTMLElement {
     el(
       "p",
       {},
-      "An arc leads from a token to what its thread read when it chose that token, one step before; the percentage is " +
-        "the attention weight. The rest up to 100 % lies on nobody.",
+      "An arc leads from a token to what its thread read when it chose that token, one step before; its width and the " +
+        "percentage are the attention weight. A faint arc stands behind a gate that is nearly closed.",
     ),
     el("p", {}, `Log-probabilities of the recording and of the decoding differ by ${gap} nats at most.`),
   );

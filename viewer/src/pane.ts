@@ -12,13 +12,15 @@ const WIDEST = 260;
 const FONT = '12px ui-monospace, "SF Mono", "DejaVu Sans Mono", Menlo, Consolas, monospace';
 /** Arcs below this weight are not drawn. */
 const FAINT = 0.01;
-/** While time passes, arcs of the newest tokens from this weight on. */
-const STRONG = 0.1;
+/** While time passes, arcs of the newest tokens from this product of weight and gate on. */
+const STRONG = 0.05;
 /** Colours of read threads (Okabe and Ito); which thread it is also shows by where the arc ends. */
 const THREAD_COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2"];
 const MARK_COLOURS: Record<Mark["kind"], string> = { cite: "#56b4e9", fix: "#e69f00", stop: "#d55e00" };
 
 export interface Arc extends Entry {
+  /** How far the gate stood open that this reading had to pass. */
+  gate: number;
   from: { thread: number; step: number };
 }
 
@@ -140,13 +142,14 @@ export class Pane {
   arcs(): Arc[] {
     const { layer, trace, state } = this;
     if (layer < 0) return [];
-    const of = (thread: number, step: number, least: number): Arc[] =>
-      trace
-        .entries(layer, state.view, thread, step)
-        .filter((entry) => entry.weight >= least)
-        .map((entry) => ({ ...entry, from: { thread, step } }));
-    if (this.focus) return of(this.focus.thread, this.focus.step, FAINT);
-    return trace.threads.flatMap((thread, n) => (state.now < thread.texts.length ? of(n, state.now, STRONG) : []));
+    const of = (thread: number, step: number): Arc[] => {
+      const gate = trace.gate(layer, state.view, thread, step);
+      return trace.entries(layer, state.view, thread, step).map((entry) => ({ ...entry, gate, from: { thread, step } }));
+    };
+    if (this.focus) return of(this.focus.thread, this.focus.step).filter((arc) => arc.weight >= FAINT);
+    return trace.threads
+      .flatMap((thread, n) => (state.now < thread.texts.length ? of(n, state.now) : []))
+      .filter((arc) => arc.weight * arc.gate >= STRONG);
   }
 
   heatAt(thread: number, step: number): number {
@@ -301,7 +304,7 @@ export class Pane {
       const y1 = to.y + ROW / 2;
       const bend = (leftwards ? -1 : 1) * Math.max(24, Math.abs(x1 - x0) / 2);
       context.strokeStyle = colour;
-      context.globalAlpha = 0.35 + 0.65 * Math.min(1, arc.weight * 2);
+      context.globalAlpha = 0.25 + 0.75 * Math.min(1, arc.gate * 1.5);
       context.lineWidth = 1 + 9 * arc.weight;
       context.beginPath();
       context.moveTo(x0, y0);

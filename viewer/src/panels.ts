@@ -53,7 +53,7 @@ export class TokenPanel {
     fact("thread", `${thread.label}, step ${focus.step}`);
     if (trace.chosenByModel(focus.thread, focus.step)) {
       const logprob = trace.logprob(focus.thread, focus.step);
-      fact("probability", `${percent(Math.exp(logprob))} (${logprob.toFixed(2)} nats)`);
+      fact("probability", `${percent(Math.exp(logprob))} (-log: ${(-logprob).toFixed(2)} nats)`);
       fact("entropy", `${trace.entropy(focus.thread, focus.step).toFixed(2)} nats`);
       if (pane.layer >= 0) {
         const gates = Array.from(trace.gates(pane.layer, focus.thread, focus.step), (gate) => gate.toFixed(2));
@@ -66,7 +66,7 @@ export class TokenPanel {
       const other = trace.threads[arc.thread];
       const button = el(
         "button",
-        { type: "button", "data-thread": arc.thread, "data-step": arc.step, "data-weight": arc.weight },
+        { type: "button", "data-thread": arc.thread, "data-step": arc.step, "data-weight": arc.weight, "data-gate": arc.gate },
         el("b", {}, percent(arc.weight)),
         ` thread ${other.label}, step ${arc.step}: `,
         foreign(shown(other, arc.step).slice(0, 200)),

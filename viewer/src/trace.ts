@@ -174,6 +174,12 @@ export class Trace {
     return found;
   }
 
+  /** Weight of the first of `entries`. */
+  private topWeight(layer: number, view: number, thread: number, step: number): number {
+    const { shape, data } = this.tensor("weights_YVGK");
+    return data[((layer * shape[1] + view) * shape[2] + this.threads[thread].start + step) * shape[3]];
+  }
+
   /** Mean attention of each thread (row) on each thread (column) over the steps from..to, mean over heads. */
   matrix(layer: number, from: number, to: number): number[][] {
     const size = this.threads.length;
@@ -209,20 +215,19 @@ export class Trace {
     return sums;
   }
 
-  /** The layer (a place in `layers`) whose queries read most of others. */
+  /** The layer (a place in `layers`) with most attention on single entries behind open gates. */
   busiestLayer(): number {
-    let best = 0;
-    let most = -1;
-    this.layers.forEach((_, layer) => {
+    const sums = this.layers.map((_, layer) => {
       let sum = 0;
       this.threads.forEach((thread, n) => {
         for (let step = thread.given; step < thread.texts.length; step++) {
-          sum += this.readOfOthers(layer, n, step) * this.gate(layer, 0, n, step);
+          const gates = this.gates(layer, n, step);
+          for (let head = 0; head < gates.length; head++) sum += gates[head] * this.topWeight(layer, head + 1, n, step);
         }
       });
-      if (sum > most) [best, most] = [layer, sum];
+      return sum;
     });
-    return best;
+    return sums.indexOf(Math.max(...sums));
   }
 }
 
@@ -232,7 +237,8 @@ export async function tracesOfPage(): Promise<Trace[]> {
   return Promise.all(
     blocks.map(async (block) => {
       const text = atob(block.textContent!.trim());
-      const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+      const bytes = new Uint8Array(text.length);
+      for (let place = 0; place < text.length; place++) bytes[place] = text.charCodeAt(place);
       const opened = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
       return new Trace(await new Response(opened).arrayBuffer());
     }),

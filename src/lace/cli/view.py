@@ -10,9 +10,12 @@ import typer
 
 def view(
     trace: Annotated[Path, typer.Argument(help="A file that `lace solve --trace FILE` has written.")],
-    out: Annotated[Path | None, typer.Option(help="The page. Default: beside the trace, with the ending .html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page. Default: beside the trace, with the ending .html.")
+    ] = None,
     compare: Annotated[
-        Path | None, typer.Option(help="Another trace of the same prompt, shown beside it, e.g. of independent threads.")
+        Path | None,
+        typer.Option(help="Another trace of the same prompt, shown beside it, e.g. of independent threads."),
     ] = None,
 ) -> None:
     """Make one HTML file that shows what the threads read of each other; it opens from disk, without a server.

@@ -1,0 +1,301 @@
+"""The page in a real browser: Debian's chromium, driven by playwright, from disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lace.viz.page import build_page
+from lace.viz.trace import Trace
+from traces import synthetic_trace
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="needs playwright (the extra dev)"),
+]
+ROW, GUTTER = 18, 44
+HOSTILE = [
+    "<script>window.hit = 1</script>",
+    "<img src=x onerror=window.hit=1>",
+    "שלום עולם",
+    "\u202eabc",
+    "🧵👩‍🚀",
+    "a" * 10_000,
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=as_root, timeout=120_000)
+        yield started
+        started.close()
+
+
+class Opened:
+    """A page, and what went wrong in it."""
+
+    def __init__(self, browser: Browser, folder: Path, traces: list[Trace], **context: Any) -> None:
+        self.traces = traces
+        paths = [folder / f"{n}.trace" for n in range(len(traces))]
+        for trace, path in zip(traces, paths, strict=True):
+            trace.save(path)
+        (folder / "page.html").write_text(build_page(paths), encoding="utf-8")
+        self.page: Page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **context})
+        self.page.set_default_timeout(60_000)
+        self.wrong: list[str] = []
+        self.page.on("console", lambda message: self.wrong.append(f"console: {message.text}"))
+        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        url = (folder / "page.html").as_uri()
+        self.page.on("request", lambda request: self.wrong.append(request.url) if request.url != url else None)
+        self.page.goto(url)
+        self.page.wait_for_selector(".scroller[data-arcs]")
+
+    @property
+    def focus(self) -> tuple[int, int]:
+        """Label of the thread and step in the token panel."""
+        text = self.page.locator(".token dd").first.inner_text()  # "7, step 12"
+        label, step = text.split(", step ")
+        return int(label), int(step)
+
+    def scroller(self, pane: int = 0) -> Any:
+        return self.page.locator(".scroller").nth(pane)
+
+    def hover(self, thread: int, step: int) -> None:
+        """Moves the pointer onto a token that is in sight."""
+        canvas = self.page.locator(".scroller canvas").first
+        box = canvas.bounding_box()
+        assert box is not None
+        column = float(self.scroller().evaluate("e => parseFloat(e.style.getPropertyValue('--column'))"))
+        down = self.scroller().evaluate("e => e.scrollTop")
+        self.page.mouse.move(box["x"] + GUTTER + (thread + 0.5) * column, box["y"] + (step + 0.5) * ROW - down)
+        self.settle()
+
+    def settle(self) -> None:
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def reads(self) -> list[tuple[int, int, float]]:
+        """Thread, step and weight of each arc, as the page has them."""
+        return [
+            (int(thread), int(step), float(weight))
+            for thread, step, weight in self.page.locator(".reads button").evaluate_all(
+                "all => all.map(b => [b.dataset.thread, b.dataset.step, b.dataset.weight])"
+            )
+        ]
+
+    def recorded(self, place: int, view: int, thread: int, step: int) -> list[tuple[int, int, float]]:
+        """The same from the trace."""
+        trace = self.traces[0]
+        threads = len(trace.threads)
+        at = sum(len(other.texts) for other in trace.threads[:thread]) + step
+        entries, weights = trace.entries_YVGK[place, view, at].tolist(), trace.weights_YVGK[place, view, at].tolist()
+        return [(e % threads, e // threads, w) for e, w in zip(entries, weights, strict=True) if w >= 0.01]
+
+    def close(self) -> None:
+        self.page.close()
+        assert self.wrong == []
+
+
+def test_arcs_are_those_of_the_trace(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=4, steps=24, layers=2, heads=2)])
+    page = opened.page
+    for layer, view, thread, step in [(4, 0, 0, 9), (6, 0, 2, 12), (6, 2, 2, 12), (4, 1, 3, 5)]:
+        page.get_by_label("Layer").select_option(str(layer))
+        page.get_by_label("Head").select_option(str(view))
+        opened.hover(thread, step)
+        expected = opened.recorded((layer - 4) // 2, view, thread, step)
+        assert expected
+        assert [read[:2] for read in opened.reads()] == [read[:2] for read in expected]
+        assert [read[2] for read in opened.reads()] == pytest.approx([read[2] for read in expected])
+        assert opened.focus == (opened.traces[0].threads[thread].label, step)
+        assert opened.scroller().get_attribute("data-arcs") == str(len(expected))
+    opened.hover(0, 1)  # a given token was not chosen
+    assert opened.reads() == []
+    opened.close()
+
+
+def test_arcs_are_drawn(browser: Browser, tmp_path: Path) -> None:
+    """The picture changes where an arc goes, in columns that the pointer is not in."""
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=4, steps=24)])
+    canvas = opened.page.locator(".scroller canvas").first
+    opened.page.mouse.move(2, 2)
+    opened.settle()
+    before = canvas.evaluate("c => c.toDataURL()")
+    opened.hover(1, 15)
+    with_arcs = canvas.evaluate("c => c.toDataURL()")
+    opened.page.mouse.move(2, 2)
+    opened.settle()
+    assert canvas.evaluate("c => c.toDataURL()") == before != with_arcs
+    opened.close()
+
+
+def test_the_way_of_the_keyboard(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=4, steps=60)])
+    page, trace = opened.page, opened.traces[0]
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.className") == "scroller":
+            break
+    assert page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "keys"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    opened.settle()
+    assert opened.focus == (trace.threads[1].label, 3)
+    page.keyboard.press("End")
+    opened.settle()
+    assert opened.focus == (trace.threads[1].label, 59)
+    assert opened.scroller().evaluate("e => e.scrollTop") > 0
+    said = page.locator("[role=status]").inner_text()
+    assert said.startswith(f"Thread {trace.threads[1].label}, step 59: ")
+    most = opened.reads()[0]
+    page.keyboard.press("Enter")
+    opened.settle()
+    assert opened.focus == (trace.threads[most[0]].label, most[1])
+    page.keyboard.press("Backspace")
+    opened.settle()
+    assert opened.focus == (trace.threads[1].label, 59)
+    page.keyboard.press("Home")
+    page.keyboard.press("n")  # the next mark behind its first token
+    opened.settle()
+    assert opened.focus == (trace.threads[2].label, 2) or opened.focus == (trace.threads[0].label, 2)
+    page.keyboard.press("Escape")
+    opened.settle()
+    assert "Point at a token" in page.locator(".token").inner_text()
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.type") == "search"
+    opened.close()
+
+
+def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=64, layers=1)])
+    page, trace = opened.page, opened.traces[0]
+    slider = page.get_by_label("Time, in steps")
+    slider.fill("40")
+    page.get_by_label("Window").select_option("8")
+    opened.settle()
+    assert page.locator(".timeline output").inner_text() == "step 40 of 63"
+    assert "steps 33 to 40" in page.locator(".who").inner_text()
+    mass = trace.mass_YGN[0, 33:41].float().mean(dim=0)  # of the first thread
+    cells = page.locator(".matrix tbody tr").first.locator("td").all_inner_texts()
+    assert cells[0] == "\N{EN DASH}"
+    for cell, share in zip(cells[1:], mass[1:].tolist(), strict=True):
+        assert float(cell) == pytest.approx(100 * share, abs=0.51)
+    opened.scroller().focus()
+    page.keyboard.press(",")
+    opened.settle()
+    assert page.locator(".timeline output").inner_text() == "step 39 of 63"
+    page.get_by_label("Steps a second").select_option("64")
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('.timeline output').textContent === 'step 63 of 63'")
+    page.get_by_role("button", name="Play").wait_for()  # it has stopped by itself
+    opened.close()
+
+
+def test_hostile_text_is_text(browser: Browser, tmp_path: Path) -> None:
+    trace = synthetic_trace(
+        threads=3, steps=20, texts=HOSTILE, prompt="<script>window.hit = 1</script> " + "b" * 10_000
+    )
+    opened = Opened(browser, tmp_path, [trace])
+    page = opened.page
+    assert page.locator(".prompt").inner_text() == trace.prompt
+    for step in range(2, 8):
+        opened.hover(0, step)
+        assert page.locator(".token .text").inner_text().strip() == trace.threads[0].texts[step]
+    page.get_by_text("Texts of the threads").click()
+    assert "<img src=x onerror=window.hit=1>" in page.locator(".transcript").inner_text()
+    page.get_by_label("Search the threads").fill("<SCRIPT>")
+    assert page.locator(".search output").inner_text().strip() == f"{_count(trace, '<script>')} found"
+    assert page.evaluate("window.hit") is None
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    opened.close()
+
+
+def _count(trace: Trace, text: str) -> int:
+    return sum("".join(thread.texts).count(text) for thread in trace.threads)
+
+
+def test_search_goes_over_tokens(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=2, steps=20)])
+    box = opened.page.get_by_label("Search the threads")
+    box.fill("us SEE 14")  # three tokens
+    assert (
+        opened.page.locator(".search output").inner_text().strip() == f"{_count(opened.traces[0], 'us see 14')} found"
+    )
+    box.press("Enter")
+    opened.settle()
+    label, step = opened.focus
+    thread = next(thread for thread in opened.traces[0].threads if thread.label == label)
+    assert "".join(thread.texts[step : step + 3]) == " us see 14"
+    opened.close()
+
+
+def test_two_traces_side_by_side(browser: Browser, tmp_path: Path) -> None:
+    alone = synthetic_trace(threads=3, steps=30, layers=0, heads=0)
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=40), alone])
+    boxes = [opened.scroller(n).bounding_box() for n in (0, 1)]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    opened.scroller(1).focus()
+    opened.page.keyboard.press("End")
+    opened.settle()
+    assert "These threads do not read each other." in opened.page.locator(".token").inner_text()
+    opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    traces = [synthetic_trace(threads=8, steps=50), synthetic_trace(threads=8, steps=50, seed=1)]
+    opened = Opened(browser, tmp_path, traces, viewport={"width": 390, "height": 780}, color_scheme=scheme)
+    assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    boxes = [opened.scroller(n).bounding_box() for n in (0, 1)]
+    assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
+    opened.scroller().focus()
+    opened.page.keyboard.press("ArrowDown")
+    for _ in range(7):
+        opened.page.keyboard.press("ArrowRight")
+    opened.settle()
+    assert opened.focus == (traces[0].threads[7].label, 2)
+    assert opened.scroller().evaluate("e => e.scrollLeft") > 0
+    back = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, back[4:-1].split(","))) > 380) == (scheme == "light")
+    opened.close()
+
+
+def test_sixteen_threads_of_1024_tokens(browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scrolls through all of it with the pointer on a token; the frames a second are told, the machine decides them."""
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=16, steps=1024, layers=7, heads=4)])
+    opened.hover(5, 20)
+    spent = opened.page.evaluate(
+        """async () => {
+            const scroller = document.querySelector('.scroller');
+            const frame = () => new Promise(requestAnimationFrame);
+            await frame();
+            const from = performance.now();
+            for (let n = 0; n < 60; n++) {
+                scroller.scrollTop = (n / 59) * scroller.scrollHeight;
+                await frame();
+            }
+            return performance.now() - from;
+        }"""
+    )
+    with capsys.disabled():
+        print(f"\n16 threads x 1,024 tokens: {60_000 / spent:.0f} frames a second while scrolling")  # noqa: T201
+    slider = opened.page.get_by_label("Time, in steps")
+    slider.fill("512")
+    opened.settle()
+    assert opened.page.locator(".timeline output").inner_text() == "step 512 of 1023"
+    opened.close()
