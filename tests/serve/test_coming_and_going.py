@@ -119,6 +119,20 @@ def test_a_loading_server_answers_already(tiny: Engine) -> None:
         assert server.post(SHORT).status_code == 200
 
 
+def test_a_server_may_be_stopped_while_it_loads(tiny: Engine) -> None:
+    go_on = threading.Event()
+
+    def load() -> Engine:
+        go_on.wait()
+        return tiny
+
+    with serve(load, wait=False) as server:
+        pass
+    assert server.worker.state == "loading"
+    go_on.set()
+    server.wait_until(lambda: server.worker.state == "stopped")
+
+
 def test_a_step_that_fails_ends_its_requests_and_no_others(server: Running, tiny: Engine) -> None:
     client = server.client()
     stream = client.chat.completions.create(**LONG, n=4, stream=True)

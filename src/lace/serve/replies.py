@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ Sampled = Sequence[tuple[int, float]]
 _FINISH: dict[FinishReason, str] = {"eos": "stop", "stop": "stop", "lattice": "stop", "length": "length"}
 
 
-class Reply:
+class Reply(ABC):
     """One request's answer; the two endpoints differ in how they write a choice.
 
     Args:
@@ -131,16 +132,19 @@ class Reply:
             "choices": choices,
         }
 
+    @abstractmethod
     def choice(self, index: int, text: str, finish: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        raise NotImplementedError
+        """A whole choice."""
 
+    @abstractmethod
     def delta(
         self, index: int, text: str | None, finish: str | None, logprobs: dict[str, Any] | None
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        """A piece of a choice; `text` is None in the first."""
 
+    @abstractmethod
     def logprobs(self, sampled: Sampled, offset: int) -> dict[str, Any] | None:
-        raise NotImplementedError
+        """Log-probabilities of tokens; None if nobody asked. `offset`: characters before them."""
 
     def token_texts(self, sampled: Sampled) -> list[tuple[str, float]]:
         """Texts and log-probabilities, end tokens left out."""

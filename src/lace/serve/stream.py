@@ -8,7 +8,7 @@ from typing import Any
 
 from lace.engine.result import LatticeResult, TokenEvent
 from lace.serve.errors import ApiError
-from lace.serve.replies import Reply
+from lace.serve.replies import ChatReply, Reply
 from lace.serve.worker import Ticket
 
 DONE = "data: [DONE]\n\n"
@@ -60,7 +60,7 @@ async def _chunks(ticket: Ticket, reply: Reply) -> AsyncIterator[dict[str, Any]]
     threads = reply.job.lattices[0].params.threads
     live = n if n > 1 or threads == 1 else 0  # the chosen one of several is known at the end only
     texts = {(p, thread): ChoiceText() for p in range(len(reply.job.lattices)) for thread in range(threads)}
-    if reply.prefix == "chatcmpl":
+    if isinstance(reply, ChatReply):
         for index in range(n * len(reply.job.lattices)):
             yield reply.chunk(index, None)
     results: dict[int, LatticeResult] = {}

@@ -74,7 +74,7 @@ class Worker:
         self.capacity = max_concurrent + max_waiting
         self.state: State = "loading"
         self.failure: Exception | None = None
-        """Why the engine could not be loaded."""
+        """Why the engine could not be loaded, or its thread died."""
         self.engine: Engine | None = None
         self.fingerprint = ""
         """Of the weights, once they are loaded."""
@@ -95,48 +95,45 @@ class Worker:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Ends the engine thread after its current step; whoever still waits is told."""
+        """Ends the engine thread after its current step; whoever still waits is told. Loading is not waited for."""
         self._orders.put(("stop", None))
-        await asyncio.to_thread(self._thread.join)
+        if self.state != "loading":
+            await asyncio.to_thread(self._thread.join)
 
     def _ended(self) -> None:
         self._fail(set(self.tickets), "the server has stopped")
         self._on_end()
 
     def ready_engine(self) -> Engine:
-        """The engine.
+        """The engine, if it can take one more request.
 
         Raises:
-            ApiError: 503, while it is loading or after it has ended.
+            ApiError: 503, while it is loading or after it has ended; 429, if the line is full.
         """
         if self.engine is None or self.state != "ready":
             raise ApiError(503, f"the model is {self.state}", code=f"model_{self.state}", retry_after=2)
+        self._check_line(1)
         return self.engine
 
-    def check(self, lattices: list[Lattice]) -> None:
-        """Whether the lattices can run at all.
-
-        Raises:
-            ApiError: 400, if not; 429, if the line is too long now.
-        """
-        assert self._scheduler is not None
-        try:
-            for lattice in lattices:
-                self._scheduler.check(lattice)
-        except ValueError as error:
-            raise ApiError(400, str(error), code="cache_exceeded") from None
-        if len(lattices) > self.capacity:
-            raise ApiError(400, f"{len(lattices)} prompts are more than the {self.capacity} that may stand in line")
-        if sum(len(ticket.lattices) for ticket in self.tickets) + len(lattices) > self.capacity:
+    def _check_line(self, lattices: int) -> None:
+        if sum(len(ticket.lattices) for ticket in self.tickets) + lattices > self.capacity:
             raise ApiError(429, "too many requests are waiting; try again later", code="queue_full", retry_after=1)
 
     def submit(self, lattices: list[Lattice]) -> Ticket:
         """Puts a request in line; `close` its ticket in any case.
 
         Raises:
-            ApiError: as `check`.
+            ApiError: 400, if the lattices could not run even alone; 429, if the line is too long now.
         """
-        self.check(lattices)
+        assert self._scheduler is not None
+        if len(lattices) > self.capacity:
+            raise ApiError(400, f"{len(lattices)} prompts are more than the {self.capacity} that may stand in line")
+        try:
+            for lattice in lattices:
+                self._scheduler.check(lattice)
+        except ValueError as error:
+            raise ApiError(400, str(error), code="cache_exceeded") from None
+        self._check_line(len(lattices))
         ticket = Ticket(lattices)
         self.tickets.add(ticket)
         self._orders.put(("add", ticket))
@@ -180,7 +177,8 @@ class Worker:
             self.failure = error
         finally:
             self.state = "stopped"
-            self._loop.call_soon_threadsafe(self._ended)
+            if not self._loop.is_closed():  # it is, where the server was stopped while the engine was loading
+                self._loop.call_soon_threadsafe(self._ended)
 
     def _take_orders(self) -> bool:
         """Does what was asked for since the last step; waits for orders if there is nothing else to do."""
