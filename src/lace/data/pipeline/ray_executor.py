@@ -149,8 +149,8 @@ class StageActor:
 
     async def _decide(self, parent: str, text: str) -> dict[str, Any]:
         item = Item.model_validate_json(text)
-        row = {"parent": parent, "item": text, "reason": "", "detail": "", "failure": "", "stopped": ""}
-        row |= {"calls": 0, "tokens": 0, "money": 0.0}
+        row: dict[str, Any] = {"parent": parent, "item": text, "calls": 0, "tokens": 0, "money": 0.0}
+        row |= dict.fromkeys(("reason", "detail", "failure", "stopped"), "")
         try:
             outcome = await decide(self.stage, self.stage.key_of(parent), parent, item, self.resources)
         except CallFailed as failure:
