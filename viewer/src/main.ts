@@ -218,8 +218,11 @@ function start(traces: Trace[]): void {
   }
 
   function resize(): void {
-    panes.forEach((pane) => pane.resize());
     timeline.resize();
+    // The panes take the height that head and timeline leave.
+    const taken = panes[0].scroller.getBoundingClientRect().top + window.scrollY + timeline.element.offsetHeight + 24;
+    document.documentElement.style.setProperty("--taken", `${taken}px`);
+    panes.forEach((pane) => pane.resize());
     refresh();
   }
 

@@ -100,6 +100,7 @@ export class Pane {
     const chosen = trace.threads[trace.chosen];
     const why = { best_tag: "it called itself [[best]]", majority: "its answer is the most frequent", first: "no answer" };
     const word = verdict(chosen.correct);
+    const sampled = trace.threads.reduce((sum, thread) => sum + thread.texts.length - thread.given, 0);
     return el(
       "header",
       {},
@@ -111,7 +112,7 @@ export class Pane {
         chosen.answer === null ? null : foreign(chosen.answer),
         word && ` · ${word}`,
         ` · chosen: thread ${chosen.label} (${why[trace.chosenBy as keyof typeof why] ?? trace.chosenBy})`,
-        ` · ${trace.steps} steps, ${trace.tokens} tokens, ${trace.seconds.toFixed(2)} s`,
+        ` · ${trace.steps} steps, ${sampled} tokens, ${trace.seconds.toFixed(2)} s`,
       ),
     );
   }

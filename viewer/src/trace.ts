@@ -70,7 +70,6 @@ export class Trace {
   readonly layers: number[];
   readonly replayGap: number;
   readonly steps: number;
-  readonly tokens: number;
   readonly heads: number;
   private readonly tensors = new Map<string, Tensor>();
   private readonly sums = new Map<number, Float64Array>();
@@ -92,7 +91,6 @@ export class Trace {
       start += thread.texts.length;
       return placed;
     });
-    this.tokens = start;
     this.prompt = rest.prompt;
     this.model = rest.model;
     this.strategy = rest.strategy;
