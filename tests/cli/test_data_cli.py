@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from byte_tokenizer import byte_tokenizer
 from command import Run
-from data.pipeline.conftest import byte_tokenizer
 from lace.data.jsonl import find_files, read_records
 from lace.data.pipeline.config import read_config
 from teachers.puzzles import puzzle_teacher

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from data.pipeline.conftest import byte_tokenizer
+from byte_tokenizer import byte_tokenizer
 from lace.data.assemble import assemble
 from lace.data.jsonl import find_files, read_records
 from lace.data.pipeline.config import DataConfig, read_config
@@ -225,6 +225,7 @@ max_tokens = 400
     return read_config(path)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_nothing_is_lost_doubled_or_called_twice(tmp_path: Path, student: Path) -> None:
     write_questions(tmp_path / "q.jsonl", 12)
     finished: set[str] = set()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data.pipeline.conftest import byte_tokenizer
+from byte_tokenizer import byte_tokenizer
 from lace.data.assemble import check_causality
 from lace.data.pipeline.budget import Budget
 from lace.data.pipeline.config import DataConfig

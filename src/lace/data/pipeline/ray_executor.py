@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import socket
@@ -65,7 +66,7 @@ def run_ray(
         return Leftovers(stopped=str(spent))
     folder = stage.folder / PENDING_NAME
     _write_pending(folder, pending)
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     actors = max(1, int(ray.cluster_resources().get("CPU", 1)))
     rows = ray.data.read_text(str(folder)).map_batches(
