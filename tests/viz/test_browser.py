@@ -201,7 +201,7 @@ def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -
     assert page.locator(".timeline output").inner_text() == "step 39 of 63"
     page.get_by_label("Steps a second").select_option("64")
     page.get_by_role("button", name="Play").click()
-    page.wait_for_function("document.querySelector('.timeline output').textContent === 'step 63 of 63'")
+    page.locator(".timeline output", has_text="step 63 of 63").wait_for()
     page.get_by_role("button", name="Play").wait_for()  # it has stopped by itself
     opened.close()
 
