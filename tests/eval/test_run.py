@@ -13,7 +13,8 @@ from lace.engine.engine import Engine
 from lace.engine.result import STRATEGIES
 from lace.engine.sampling import SamplingParams
 from lace.eval.outcome import Outcome
-from lace.eval.run import Cell, Entry, evaluate, weights_digest
+from lace.eval.run import Cell, Entry, evaluate
+from lace.lattice.fingerprint import weights_digest
 
 SAMPLING = SamplingParams()
 CELLS = [
@@ -92,8 +93,8 @@ def test_the_lattice_makes_the_difference_between_strategies(engines: dict[str, 
 
 
 def test_digest_sees_the_weights(engines: dict[str, Engine]) -> None:
-    assert weights_digest(engines["puzzles"]) == weights_digest(load_engine("puzzles"))
-    assert weights_digest(engines["puzzles"]) != weights_digest(engines["puzzles-isolated"])
+    assert weights_digest(engines["puzzles"].model) == weights_digest(load_engine("puzzles").model)
+    assert weights_digest(engines["puzzles"].model) != weights_digest(engines["puzzles-isolated"].model)
 
 
 def test_wrong_arguments_are_refused(engines: dict[str, Engine]) -> None:

@@ -61,9 +61,10 @@ def evaluate(
     from lace.cli.models import load_engine
     from lace.engine.sampling import SamplingParams
     from lace.eval.report import check_entries, make_report
-    from lace.eval.run import Cell, weights_digest
+    from lace.eval.run import Cell
     from lace.eval.run import evaluate as run
     from lace.eval.table import markdown
+    from lace.lattice.fingerprint import weights_digest
     from lace.tasks.task import get_task
 
     get_task(task)
@@ -98,7 +99,7 @@ def evaluate(
         split=split,
         seed=seed,
         against=baseline,
-        weights={name: weights_digest(engine) for name, engine in engines.items()},
+        weights={name: weights_digest(engine.model) for name, engine in engines.items()},
         command=shlex.join(["lace", *sys.argv[1:]]),
     )
     if json_file is not None and partial is not None:

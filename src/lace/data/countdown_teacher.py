@@ -5,9 +5,9 @@ the solution, say whose it is, check it, and close with it. Blind workers do the
 the model could know when it predicts the same token: in `strict` mode the token of step t is predicted by the query
 of step t-1, which reads the others up to step t-2; in `causal` mode up to t-1 (`lace.data.assemble.LAG`).
 
-Every name is written twice in a row, and a `yes` is followed by the names of the idea and the thread's own label. This is
-what makes ideas and threads readable for others: the lattice reads what a layer's attention has fetched, and to predict
-the name at the name, or the label behind it, it has to fetch just that.
+Every name is written twice in a row, and a `yes` is followed by the names of the idea and the thread's own label. This
+is what makes ideas and threads readable for others: the lattice reads what a layer's attention has fetched, and to
+predict the name at the name, or the label behind it, it has to fetch just that.
 """
 
 from __future__ import annotations

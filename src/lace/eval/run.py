@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -17,6 +16,7 @@ from lace.engine.engine import Engine
 from lace.engine.result import Strategy
 from lace.engine.sampling import SamplingParams
 from lace.eval.outcome import Outcome, judge
+from lace.lattice.fingerprint import weights_digest
 from lace.tasks.task import Split, get_task
 
 CHUNK_ROWS = 512
@@ -101,7 +101,7 @@ def evaluate(
             "split": split,
             "run_seed": seed,
             "model": entry.model,
-            "weights": weights_digest(engine),
+            "weights": weights_digest(engine.model),
             "strategy": entry.strategy,
             "sampling": asdict(sampling),
         }
@@ -127,14 +127,6 @@ def _chunks(n: int, threads: int) -> list[list[int]]:
     so many: a puzzle alone has no other one to swap its lattice with."""
     count = max(1, min(math.ceil(n * threads / CHUNK_ROWS), n // 2))
     return [chunk.tolist() for chunk in np.array_split(np.arange(n), count)]
-
-
-def weights_digest(engine: Engine) -> str:
-    """Tells models of the same name apart, lattice included."""
-    digest = hashlib.sha256()
-    for name, tensor in engine.model.state_dict().items():
-        digest.update(name.encode() + str(tensor.flatten()[:64].float().tolist()).encode())
-    return digest.hexdigest()[:16]
 
 
 def _read_partial(path: Path | None) -> Iterator[tuple[str, list[Outcome]]]:

@@ -21,7 +21,7 @@ from lace.engine.engine import Engine
 from lace.engine.result import LatticeResult, TokenEvent
 from lace.engine.scheduler import Occupancy, Scheduler
 from lace.engine.threads import Lattice
-from lace.eval.run import weights_digest
+from lace.lattice.fingerprint import weights_digest
 from lace.serve.errors import ApiError
 from lace.serve.metrics import Metrics
 
@@ -168,7 +168,7 @@ class Worker:
         try:
             self.engine = self.load()
             self.engine.tokenizer("x")  # settles the tokenizer, which from now on is read from several threads
-            self.fingerprint = f"lace-{weights_digest(self.engine)}"
+            self.fingerprint = f"lace-{weights_digest(self.engine.model)}"
             self._scheduler = Scheduler(self.engine, max_lattices=self.max_concurrent, cache_tokens=self.cache_tokens)
             self.state = "ready"
             while self._take_orders():
