@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	@$(BIN)/lace solve "Use 9, 14 and 6 to make 30" --threads 8
-	@$(BIN)/lace solve "Compute 68 + 28 + 84 - 17 - 16 - 73 + 15 - 36 + 64" --threads 4
+	@$(BIN)/lace solve "Compute 52 + 44 - 17 - 24 - 23 + 93 - 13 - 23 - 10 - 69 + 48 + 21 + 34 + 10 - 94 + 70" --threads 4
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q
