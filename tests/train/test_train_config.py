@@ -26,7 +26,7 @@ from lace.train.stages import build_model, dry_run, open_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SFT = CONFIGS / "tiny" / "smoke-sft.toml"
-FILES = sorted(CONFIGS.rglob("*.toml"))
+FILES = sorted(path for path in CONFIGS.rglob("*.toml") if path.parent.name != "data")
 
 
 def _stage(path: Path) -> str:

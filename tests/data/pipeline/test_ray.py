@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pipeline.test_run import lattices, without_times, write_questions
+from data.pipeline.test_pipeline_run import lattices, without_times, write_questions
 from lace.data.pipeline.config import DataConfig
 from lace.data.pipeline.keyed_log import read_lines
 from lace.data.pipeline.run import run_pipeline
