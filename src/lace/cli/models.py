@@ -8,6 +8,7 @@ from lace.cli.defaults import SHIPPED_INDEPENDENT, SHIPPED_LACE
 
 if TYPE_CHECKING:
     from lace.engine.engine import Engine
+    from lace.tasks.task import Puzzle
 
 
 def independent_model(model: str) -> str:
@@ -19,6 +20,22 @@ def independent_model(model: str) -> str:
 def is_shipped(model: str) -> bool:
     """Whether the model is one of the embedded ones, which know their tasks and nothing else."""
     return model in (SHIPPED_LACE, SHIPPED_INDEPENDENT)
+
+
+def shipped_puzzle(prompt: str) -> tuple[str, Puzzle]:
+    """The task and the puzzle that a prompt asks of a shipped model.
+
+    Raises:
+        ValueError: one line, for another question, or a puzzle that is beyond them.
+    """
+    from lace.tasks.task import find_task, get_task
+
+    try:
+        task, puzzle = find_task(prompt)
+    except ValueError as error:
+        raise ValueError(f"the shipped model knows its tasks alone, and {error}") from None
+    get_task(task).check_range(puzzle)
+    return task, puzzle
 
 
 def load_engine(model: str) -> Engine:

@@ -87,28 +87,26 @@ def _read_puzzle(prompt: str, *, required: bool) -> tuple[str, Puzzle | None]:
     Raises:
         ValueError: if it is `required`, and none, or beyond what the shipped models know.
     """
-    from lace.tasks.task import find_task, get_task
+    from lace.cli.models import shipped_puzzle
+    from lace.tasks.task import find_task
 
     if not prompt.strip():
         raise ValueError("the prompt is empty")
-    try:
-        task, puzzle = find_task(prompt)
-    except ValueError as error:
-        if required:
-            raise ValueError(f"the shipped model knows its tasks alone, and {error}") from None
-        return "", None
     if required:
-        get_task(task).check_range(puzzle)
-    return task, puzzle
+        return shipped_puzzle(prompt)
+    try:
+        return find_task(prompt)
+    except ValueError:
+        return "", None
 
 
 def _chat(engine: Engine, prompt: str) -> str:
     """The prompt in the model's chat format, if it has one."""
+    from lace.engine.chat import chat_text
+
     if engine.tokenizer.chat_template is None:
         return prompt
-    messages = [{"role": "user", "content": prompt}]
-    text = str(engine.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return text.removeprefix(engine.tokenizer.bos_token or "")  # the engine's tokenizer puts it in front again
+    return chat_text(engine.tokenizer, [{"role": "user", "content": prompt}])
 
 
 def _run(engine: Engine, text: str, params: SamplingParams, strategy: Any, *, live: bool) -> LatticeResult:

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -25,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lace.data.assemble import AssembledLattice, assemble
 from lace.data.record import LatticeRecord
+from lace.data.rounds import Rounds
 
 SUFFIXES = (".jsonl", ".parquet")
 HELD_OUT = ("validation", "test")
@@ -141,7 +141,7 @@ class RecordLattices(Dataset[AssembledLattice]):
         max_tokens: int = 4096,
         seed: int = 0,
     ) -> None:
-        self.tokenizer, self.size, self.visibility, self.seed = tokenizer, size, visibility, seed
+        self.tokenizer, self.size, self.visibility = tokenizer, size, visibility
         self.records: list[LatticeRecord] = []
         self.places: list[str] = []
         for path in files:
@@ -157,7 +157,7 @@ class RecordLattices(Dataset[AssembledLattice]):
                 self.places.append(place)
         if not self.records:
             raise ValueError("the files hold no records")
-        self._round, self._order = -1, list[int]()
+        self.order = Rounds(len(self.records), seed)
 
     def __len__(self) -> int:
         return self.size
@@ -165,11 +165,7 @@ class RecordLattices(Dataset[AssembledLattice]):
     def __getitem__(self, index: int) -> AssembledLattice:
         if not 0 <= index < self.size:
             raise IndexError(index)
-        turn, place = divmod(index, len(self.records))
-        if turn != self._round:
-            self._round, self._order = turn, list(range(len(self.records)))
-            Random(f"{self.seed}/round/{turn}").shuffle(self._order)
-        chosen = self._order[place]
+        chosen = self.order[index]
         try:
             return assemble(self.records[chosen], self.tokenizer, self.visibility)
         except ValueError as error:

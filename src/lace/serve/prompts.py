@@ -6,12 +6,13 @@ import secrets
 from dataclasses import dataclass
 
 from lace.cli.defaults import MAX_TOKENS, TEMPERATURE, TOP_P
+from lace.cli.models import shipped_puzzle
+from lace.engine.chat import chat_text
 from lace.engine.engine import Engine
 from lace.engine.sampling import SamplingParams
 from lace.engine.threads import Lattice
 from lace.serve.errors import ApiError
 from lace.serve.protocol import ChatRequest, CompletionRequest, Message
-from lace.tasks.task import find_task, get_task
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,9 @@ def chat_prompt(engine: Engine, messages: list[Message]) -> str:
         return asked[-1]
     spoken = [{"role": message.role, "content": message.text} for message in messages]
     try:
-        text = str(tokenizer.apply_chat_template(spoken, tokenize=False, add_generation_prompt=True))
+        return chat_text(tokenizer, spoken)
     except TemplateError as error:
         raise ApiError(400, f"the model's chat format: {error}", param="messages", code="invalid_value") from None
-    return text.removeprefix(tokenizer.bos_token or "")  # the engine's tokenizer puts it in front again
 
 
 def known_task(prompt: str) -> tuple[str, Defaults]:
@@ -106,9 +106,5 @@ def known_task(prompt: str) -> tuple[str, Defaults]:
     Raises:
         ValueError: for other questions, or one that is beyond them.
     """
-    try:
-        name, puzzle = find_task(prompt)
-    except ValueError as error:
-        raise ValueError(f"the shipped model knows its tasks alone, and {error}") from None
-    get_task(name).check_range(puzzle)
+    name, puzzle = shipped_puzzle(prompt)
     return puzzle.prompt, Defaults(MAX_TOKENS[name], TEMPERATURE[name], TOP_P)

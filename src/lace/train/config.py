@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
+from lace.config_file import UNKNOWN_KEY, first_problem, read_toml, tell
 from lace.data.puzzle_mixture import PuzzleMixture
 from lace.lattice.config import LatticeConfig
 from lace.train.grpo import GRPOSettings
@@ -219,10 +220,7 @@ def read_config(stage: Stage, path: str | Path, overrides: Sequence[str] = ()) -
         ValueError: one line that names the key that is wrong and, if it is unknown, the nearest known one.
         OSError: if the file cannot be read.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
+    values = read_toml(path)
     for override in overrides:
         _override(values, override)
     _follow(values)
@@ -268,9 +266,7 @@ def validate(stage: Stage, values: dict[str, Any], where: str) -> AnyRun:
     try:
         return _ADAPTERS[cls].validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        # An unknown key first: if it is a slip, the key that was meant is missed too.
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "unexpected_keyword_argument")
-        raise ValueError(f"{where}: {_told(problems[0], [key.name for key in explain(cls)])}") from None
+        raise ValueError(f"{where}: {_told(first_problem(error), [key.name for key in explain(cls)])}") from None
 
 
 _ADAPTERS: dict[type, TypeAdapter[AnyRun]] = {cls: TypeAdapter(cls) for cls in (SupervisedRun, GRPORun)}
@@ -284,17 +280,13 @@ def _told(problem: Any, known: list[str]) -> str:
         if any(name == longer or name.startswith(f"{longer}.") for name in known):
             place.append(part)
     path = ".".join(place)
-    if problem["type"] == "unexpected_keyword_argument":
+    if problem["type"] in UNKNOWN_KEY:
         key = ".".join([*place, str(problem["loc"][-1])])
         nearest = get_close_matches(key, known, n=1, cutoff=0.0)[0]
         return f"unknown key {key}; the nearest known one is {nearest}"
-    if problem["type"] == "missing":
-        return f"{path} is missing"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{path}.kind must be 'puzzles' or 'records'"
-    if problem["type"] == "value_error":
-        return f"{path}: {problem['ctx']['error']}" if path else str(problem["ctx"]["error"])
-    return f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+    return tell(problem, path)
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------

@@ -320,9 +320,12 @@ class LatticeGRPO:
         learned_RT, sampled_RT = learned_RT.to(device), sampled_RT.to(device)
         with self._as_set(), checkpointing_layers(self.policy):
             logits = self.model(**batch, use_cache=False).logits
-        logprobs_RT = token_logprobs(logits, batch["input_ids"])
-        gap = (logprobs_RT.detach() - sampled_RT).abs()[learned_RT].max()
-        if s.temperature != 1:
+        # For the check alone no graph is kept: it would hold the distributions of all tokens a second time.
+        plain_RT = token_logprobs(logits if s.temperature == 1 else logits.detach(), batch["input_ids"])
+        gap = (plain_RT.detach() - sampled_RT).abs()[learned_RT].max()
+        if s.temperature == 1:
+            logprobs_RT = plain_RT
+        else:
             logprobs_RT = token_logprobs(logits / s.temperature, batch["input_ids"])
             sampled_RT = logprobs_RT.detach()  # the one update is on policy
         reference_RT = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from random import Random
 
+from lace.data.rounds import Rounds
 from lace.tasks.task import TASKS, get_task
 from lace.train.grpo import Question
 
@@ -33,7 +33,6 @@ class FileQuestions:
     """
 
     def __init__(self, path: str | Path, seed: int) -> None:
-        self.seed = seed
         self.pairs: list[tuple[str, str]] = []
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
             try:
@@ -46,14 +45,10 @@ class FileQuestions:
             self.pairs.append((values["prompt"], values["answer"].strip()))
         if not self.pairs:
             raise ValueError(f"{path} holds no questions")
-        self.order_of_round = lru_cache(maxsize=1)(self._shuffled)
-
-    def _shuffled(self, turn: int) -> list[int]:
-        return Random(f"{self.seed}/round/{turn}").sample(range(len(self.pairs)), len(self.pairs))
+        self.order = Rounds(len(self.pairs), seed)
 
     def __getitem__(self, index: int, /) -> Question:
-        turn, place = divmod(index, len(self.pairs))
-        prompt, answer = self.pairs[self.order_of_round(turn)[place]]
+        prompt, answer = self.pairs[self.order[index]]
         return Question(prompt, _same_as(answer))
 
 

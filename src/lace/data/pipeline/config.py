@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +20,8 @@ from pydantic import (
     ValidationError,
 )
 from pydantic import model_validator as validator
+
+from lace.config_file import UNKNOWN_KEY, first_problem, read_toml, tell
 
 Share = Annotated[float, Field(ge=0, le=1)]
 TopShare = Annotated[float, Field(gt=0, le=1)]
@@ -107,20 +108,24 @@ BaseModelSource = Annotated[
 ]
 
 
-class FileSource(_Section):
+class _Columns(_Section):
+    """Names of the columns of a table of questions."""
+
+    question: str = "question"
+    answer: str = "answer"
+    id: str = ""
+
+
+class FileSource(_Columns):
     """Questions of a .jsonl, .csv or .parquet file."""
 
     kind: Literal["file"]
     path: Path
-    question: str = "question"
-    """Names of the columns."""
-    answer: str = "answer"
-    id: str = ""
     verifier: str = "exact"
     """`exact`, `math`, or a function of yours as `module:function`."""
 
 
-class HubSource(_Section):
+class HubSource(_Columns):
     """Questions of a data set in the format of the library datasets."""
 
     kind: Literal["hub"]
@@ -130,9 +135,6 @@ class HubSource(_Section):
     """Configuration of the data set."""
     split: str = "train"
     revision: str | None = None
-    question: str = "question"
-    answer: str = "answer"
-    id: str = ""
     verifier: str = "math"
 
 
@@ -294,11 +296,7 @@ def read_config(path: str | Path) -> DataConfig:
         ValueError: one line that names the key that is wrong and, if it is unknown, the nearest known one.
         OSError: if the file cannot be read.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
-    return validate(values, str(path))
+    return validate(read_toml(path), str(path))
 
 
 def validate(values: dict[str, Any], where: str) -> DataConfig:
@@ -310,23 +308,17 @@ def validate(values: dict[str, Any], where: str) -> DataConfig:
     try:
         return DataConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        # An unknown key first: if it is a slip, the key that was meant is missed too.
-        problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise ValueError(f"{where}: {_told(problem)}") from None
+        raise ValueError(f"{where}: {_told(first_problem(error))}") from None
 
 
 def _told(problem: Any) -> str:
     classes = {"an endpoint", "an engine", "file", "hub", "reasoning-gym", "champ"}  # members of unions are no keys
     key = ".".join(str(part) for part in problem["loc"] if part not in classes)
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in UNKNOWN_KEY:
         name = str(problem["loc"][-1])
         nearest = get_close_matches(name, sorted(_names(DataConfig)), n=1, cutoff=0.0)[0]
         return f"unknown key {key}; the nearest known one is {nearest}"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    if problem["type"] == "value_error":
-        return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+    return tell(problem, key)
 
 
 def _names(section: type[BaseModel]) -> set[str]:
