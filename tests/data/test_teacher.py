@@ -157,7 +157,7 @@ def test_solution_is_taken_over_only_after_it_can_be_read(coordinated: list[Writ
             source = by_label[thread.tokens[thread.tokens.index("yes", see) + 1]]
             assert source is not thread
             verdict, width = source.tokens.index("yes"), len(puzzle.numbers) - 2
-            assert verdict <= step - lag
+            assert verdict + width <= step - lag  # the name behind the verdict could be read
             names = source.tokens[verdict + 1 : verdict + 1 + width]
             assert source.tokens[verdict + 1 + width] == str(source.label)
             assert [token for token in thread.tokens[step:] if token in names] == names
@@ -168,8 +168,9 @@ def test_solution_is_taken_over_only_after_it_can_be_read(coordinated: list[Writ
 
 def test_solution_is_noticed_at_the_next_step(coordinated: list[Written], visibility: str) -> None:
     """No thread begins another idea once it can know of a solution."""
-    for _, record in coordinated:
-        solved = [t.tokens.index("yes") for t in record.threads if "yes" in t.tokens and "see" not in t.tokens]
+    for puzzle, record in coordinated:
+        finders = [t.tokens for t in record.threads if "yes" in t.tokens and "see" not in t.tokens]
+        solved = [tokens.index("yes") + len(puzzle.numbers) - 2 for tokens in finders]
         for thread in record.threads:
             assert not solved or all(step - LAG[visibility] < min(solved) for step in thread.choices)
 

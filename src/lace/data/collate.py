@@ -21,7 +21,8 @@ IGNORED = -100
 class LatticeCollator:
     """Makes a batch of whole lattices; they may differ in their number of threads.
 
-    The batch is what a grafted model's forward takes: `input_ids`, `attention_mask`, `position_ids`, `labels` (R, T);
+    The batch is what a grafted model's forward takes: `input_ids`, `labels` (R, T), the padding behind all tokens, where
+    causal attention does not see it, so that neither a mask nor positions are needed;
     `steps` (R, T), the generated step of a token, -1 for prompt, padding and blind lattices; `thread_ids` (R,);
     `lattice_rows` (L, N), the rows of each lattice, -1 where it has fewer than N threads. For the loss alone:
     `choice_places` (C, 2), row and column of each learned token that the teacher drew at random, and
@@ -38,7 +39,6 @@ class LatticeCollator:
         largest = max(len(lattice.tokens) for lattice in lattices)
         shape = (len(rows), width)
         input_ids = torch.full(shape, self.pad_token_id)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORED)
         steps = torch.full(shape, -1)
         lattice_rows = torch.full((len(lattices), largest), -1)
@@ -48,7 +48,6 @@ class LatticeCollator:
             prompt, tokens = lattice.prompt_ids, lattice.tokens[thread]
             start, end = len(prompt), len(prompt) + len(tokens)
             input_ids[row, :end] = torch.tensor([*prompt, *tokens])
-            attention_mask[row, :end] = 1
             learned = torch.tensor(lattice.learned[thread], dtype=torch.bool)
             labels[row, start:end] = torch.where(learned, input_ids[row, start:end], IGNORED)
             if not lattice.blind:
@@ -67,8 +66,6 @@ class LatticeCollator:
             row += count
         return {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": torch.arange(width).expand(shape).clone(),
             "labels": labels,
             "steps": steps,
             "thread_ids": torch.tensor([lattice.thread_ids[thread] for lattice, thread in rows]),

@@ -87,8 +87,9 @@ class IdeaDrill(CountdownTeacher):
         solver = self._solver(worker)
         attempts = len(worker.choices) // self.width
         if worker.solved is None and worker.names and worker is self.finder and attempts == self.found_at:
-            worker.solved = worker.step + 1 + len(noise)
-            worker.rest = [*worker.names, *noise, "yes", *worker.names, str(worker.label)]
+            worker.rest = [*worker.names, *noise, "yes", *worker.names]
+            worker.solved = worker.step + len(worker.rest) - 1
+            worker.rest.append(str(worker.label))
         elif worker.solved is not None or worker.following:
             worker.rest, worker.closing = ["<eos>"], "tagged"
         elif solver is not None:

@@ -43,7 +43,8 @@ class Worker:
     tried: dict[Names, int] = field(default_factory=dict)
     """Names of each attempt (and of each first step alone) -> step of the token that completed the name."""
     solved: int | None = None
-    """Step of the `yes` of a solution of its own."""
+    """Step at which the name behind the `yes` of its own solution is complete: from then on others can read whose idea
+    is right, not only that there is one."""
     done: int | None = None
     """Step of the first `done`."""
     rest: list[str] = field(default_factory=list)
@@ -200,8 +201,9 @@ class CountdownTeacher:
         if len(worker.names) < self.width and attempt.value is not None:
             return
         if attempt.value == self.puzzle.target:
-            worker.solved = worker.step + len(worker.rest)
-            worker.rest += ["yes", *worker.names, str(worker.label)]
+            worker.rest += ["yes", *worker.names]
+            worker.solved = worker.step + len(worker.rest) - 1
+            worker.rest.append(str(worker.label))
         else:
             worker.rest += ["no", ","]
             worker.names = ()

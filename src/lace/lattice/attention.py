@@ -17,7 +17,7 @@ S steps that can be read, D width of the SDPA output, H query heads, K dimension
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -45,6 +45,7 @@ class ThreadLayout:
     cache: LatticeCache | None
     slots: slice
     """Slots of the cache that this pass writes."""
+    _added: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -88,6 +89,14 @@ class ThreadLayout:
         cos, sin = lattice_angles(config, steps, thread_ids)
         seen_LQE = nn.functional.pad(seen_LNTSN.flatten(3).flatten(1, 2), (1, 0), value=True)
         return cls(rows_LN, place_R, cos, sin, seen_LQE, steps >= 0, cache, slots)
+
+    def added_to_scores(self, dtype: torch.dtype) -> torch.Tensor:
+        """(L, 1, Q, E) 0 where an entry is seen, else -inf. SDPA would make it of the booleans in every layer anew."""
+        if dtype not in self._added:
+            unseen_L1QE = ~self.seen_LQE[:, None]
+            zeros_L1QE = torch.zeros(unseen_L1QE.shape, dtype=dtype, device=unseen_L1QE.device)
+            self._added[dtype] = zeros_L1QE.masked_fill_(unseen_L1QE, -torch.inf)
+        return self._added[dtype]
 
 
 class LatticeAttention(nn.Module):
@@ -151,7 +160,7 @@ class LatticeAttention(nn.Module):
             q_LHQK,
             k_LEK[:, None].expand(-1, heads, -1, -1),
             v_LEK[:, None].expand(-1, heads, -1, -1),
-            attn_mask=layout.seen_LQE[:, None],
+            attn_mask=layout.added_to_scores(q_LHQK.dtype),
         )
         read_PTHK = read_LHQK.transpose(1, 2).reshape(-1, tokens, heads, dim)  # P = L * N places of the grid
         read_RTHK = read_PTHK[layout.place_R]

@@ -323,9 +323,9 @@ def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
     following = False
     hand: Counter[int] = Counter(puzzle.numbers)
     for token in _TRACE.finditer(body):
-        if token["see"]:  # the name before it was another thread's
+        if token["see"]:  # the name before it was another thread's, and if it stands there twice, its own too
             following = True
-            if len(names) == width and tried:
+            if len(names) == width and said_again:
                 tried.pop()
         elif token["verdict"]:  # `yes` is followed by the attempt's names once more
             if names and len(names) < width and not following:
