@@ -21,7 +21,7 @@ IGNORED = -100
 class LatticeCollator:
     """Makes a batch of whole lattices; they may differ in their number of threads.
 
-    The batch is what a grafted model's forward takes: `input_ids`, `labels` (R, T), the padding behind all tokens, where
+    The batch is what a grafted model's forward takes: `input_ids`, `labels` (R, T), padding behind all tokens, where
     causal attention does not see it, so that neither a mask nor positions are needed;
     `steps` (R, T), the generated step of a token, -1 for prompt, padding and blind lattices; `thread_ids` (R,);
     `lattice_rows` (L, N), the rows of each lattice, -1 where it has fewer than N threads. For the loss alone:
