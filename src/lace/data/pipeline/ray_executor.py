@@ -73,7 +73,7 @@ def run_ray(
         StageActor,
         fn_constructor_args=(config.model_dump_json(), stage.name, actors, _share(budget, actors).model_dump_json()),
         batch_size=BATCH,
-        concurrency=actors,
+        compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=0.5,  # they mostly wait; the other half reads and passes on
     )
     left, totals = Leftovers(), [0, 0, 0.0]
@@ -125,6 +125,7 @@ class StageActor:
         self.tokenizer = load_tokenizer(self.config.student.tokenizer, self.config.student.revision)
         self.concurrency = max(1, -(-self.config.run.concurrency // actors))
         self.resources: Any = None
+        self._opened: Any = None
         self.used = (0, 0, 0.0)
         self.reported = (0, 0, 0.0)
         self._opening = asyncio.Lock()
@@ -132,8 +133,8 @@ class StageActor:
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Decides a batch of lines `KEY ITEM`."""
         async with self._opening:
-            if self.resources is None:  # for as long as the actor lives
-                opened = open_resources(
+            if self.resources is None:  # for as long as the actor lives, so what was opened must not be collected
+                self._opened = open_resources(
                     self.config,
                     self.stage.name,
                     self.calls,
@@ -143,7 +144,7 @@ class StageActor:
                     self.concurrency,
                     self._count,
                 )
-                self.resources = await opened.__aenter__()
+                self.resources = await self._opened.__aenter__()
         rows = await asyncio.gather(*(self._decide(*str(line).split(" ", 1)) for line in batch["text"]))
         rows[0] |= self._since_last_report()
         return {name: [row[name] for row in rows] for name in rows[0]}
