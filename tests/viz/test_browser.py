@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from chromium import needs_chromium, started_browser, watched_page
 from lace.viz.page import build_page
 from lace.viz.trace import Trace
 from traces import synthetic_trace
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="needs playwright (the extra dev)"),
-]
+pytestmark = needs_chromium
 ROW, GUTTER = 18, 44
 HOSTILE = [
     "<script>window.hit = 1</script>",
@@ -37,13 +30,8 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=as_root, timeout=120_000)
+    with started_browser() as started:
         yield started
-        started.close()
 
 
 class Opened:
@@ -55,13 +43,8 @@ class Opened:
         for trace, path in zip(traces, paths, strict=True):
             trace.save(path)
         (folder / "page.html").write_text(build_page(paths), encoding="utf-8")
-        self.page: Page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **context})
-        self.page.set_default_timeout(60_000)
-        self.wrong: list[str] = []
-        self.page.on("console", lambda message: self.wrong.append(f"console: {message.text}"))
-        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
         url = (folder / "page.html").as_uri()
-        self.page.on("request", lambda request: self.wrong.append(request.url) if request.url != url else None)
+        self.page, self.wrong = watched_page(browser, lambda asked: asked == url, **context)
         self.page.goto(url)
         self.page.wait_for_selector(".scroller[data-arcs]")
 

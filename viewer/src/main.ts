@@ -5,14 +5,15 @@ import { el, foreign, option } from "./dom";
 import { MatrixPanel, TokenPanel } from "./panels";
 import { Pane } from "./pane";
 import { Search } from "./search";
-import { HEATS, type Heat, type State } from "./state";
+import { HEATS, NAMES, type Focus, type Heat, type State } from "./state";
+import { themeButton } from "./theme";
 import { Timeline } from "./timeline";
 import { tracesOfPage, type Trace } from "./trace";
+import { transcript } from "./transcript";
+import { Walk, WALK_KEYS } from "./walk";
 
 const KEYS =
-  "Arrow keys move from token to token, Home and End to a thread's first and last one. Enter goes to what the token " +
-  "reads most, Backspace goes back, n to the next mark, comma and full stop move the time by a step, Space plays, " +
-  "slash searches, Escape lets go.";
+  `${WALK_KEYS} n goes to the next mark, comma and full stop move the time by a step, Space plays, slash searches.`;
 
 function start(traces: Trace[]): void {
   const read = traces.find((trace) => trace.layers.length > 0);
@@ -22,42 +23,29 @@ function start(traces: Trace[]): void {
     view: 0,
     heat: read ? "gate" : "entropy",
     now: steps - 1,
+    trail: 1,
     window: 0,
     playing: false,
     focus: null,
     pinned: false,
   };
-  const past: { pane: number; thread: number; step: number }[] = [];
   const status = el("p", { role: "status", class: "hidden" });
-  const names = traces.map(
-    (trace) => (trace.strategy === "lace" ? "LACE: threads read each other" : "Independent threads"),
-  );
-
-  const panes = traces.map(
-    (trace, number) =>
-      new Pane(trace, number, names[number], state, {
-        hover(at) {
-          if (state.pinned) return;
-          if (at?.thread === state.focus?.thread && at?.step === state.focus?.step && at !== null) return;
-          if (at === null && state.focus === null) return;
-          state.focus = at && { pane: number, ...at };
-          refresh();
-        },
-        pick(at) {
-          const { focus } = state;
-          const same = state.pinned && focus?.pane === number && focus.thread === at.thread && focus.step === at.step;
-          state.pinned = !same;
-          state.focus = { pane: number, ...at };
-          refresh();
-        },
-        key: (event) => press(event, number),
-      }),
-  );
+  const names = traces.map((trace) => (trace.strategy === "lace" ? NAMES.lace : NAMES.independent));
+  const panes: Pane[] = [];
+  const walk = new Walk(panes, state, refresh, () => (status.textContent = token.inWords()), {
+    n: toNextMark,
+    ",": () => moveTo(state.now - 1),
+    ".": () => moveTo(state.now + 1),
+    " ": () => timeline.toggle(),
+    "/": () => search.focus(),
+  });
+  const go = walk.go.bind(walk);
+  traces.forEach((trace, number) => panes.push(new Pane(trace, number, names[number], state, walk.handlers(number))));
 
   const timeline = new Timeline(panes, state, steps, moveTo);
   const matrix = new MatrixPanel(panes, state);
-  const token = new TokenPanel(panes, state, (pane, thread, step) => go(pane, thread, step));
-  const search = new Search(panes, (pane, thread, step) => go(pane, thread, step), () => refresh());
+  const token = new TokenPanel(panes, state, go);
+  const search = new Search(panes, go, refresh);
 
   // --- controls -------------------------------------------------------------------------------------------------
 
@@ -85,12 +73,6 @@ function start(traces: Trace[]): void {
         ),
       ]
     : [];
-  const theme = el("button", { type: "button" }, "Light or dark");
-  theme.addEventListener("click", () => {
-    const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
-    document.documentElement.dataset.theme = dark ? "light" : "dark";
-    resize();
-  });
   const controls = el(
     "div",
     { class: "controls", role: "group", "aria-label": "What is shown" },
@@ -106,7 +88,7 @@ function start(traces: Trace[]): void {
       },
     ),
     search.element,
-    theme,
+    themeButton(resize),
   );
 
   document.getElementById("app")!.append(
@@ -131,16 +113,6 @@ function start(traces: Trace[]): void {
 
   // --- what moves -----------------------------------------------------------------------------------------------
 
-  function go(pane: number, thread: number, step: number): void {
-    if (state.focus) past.push(state.focus);
-    state.focus = { pane, thread, step };
-    state.pinned = true;
-    if (step > state.now) state.now = step;
-    panes[pane].reveal(thread, step);
-    status.textContent = token.inWords();
-    refresh();
-  }
-
   function moveTo(now: number, playing = false): void {
     state.now = Math.max(0, Math.min(steps - 1, now));
     if (playing || !state.pinned) state.focus = null;
@@ -149,59 +121,14 @@ function start(traces: Trace[]): void {
     refresh();
   }
 
-  function press(event: KeyboardEvent, number: number): void {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const pane = panes[number];
-    const { trace } = pane;
-    const at = state.focus?.pane === number ? state.focus : { pane: number, thread: 0, step: trace.threads[0].given - 1 };
-    const within = (thread: number, step: number): void => {
-      const n = Math.max(0, Math.min(trace.threads.length - 1, thread));
-      const top = trace.threads[n].texts.length - 1;
-      go(number, n, Math.max(0, Math.min(top, step)));
-    };
-    const page = Math.max(1, Math.floor(pane.scroller.clientHeight / 18) - 4);
-    const actions: Record<string, () => void> = {
-      ArrowDown: () => within(at.thread, at.step + 1),
-      ArrowUp: () => within(at.thread, at.step - 1),
-      ArrowLeft: () => within(at.thread - 1, at.step),
-      ArrowRight: () => within(at.thread + 1, at.step),
-      PageDown: () => within(at.thread, at.step + page),
-      PageUp: () => within(at.thread, at.step - page),
-      Home: () => within(at.thread, 0),
-      End: () => within(at.thread, trace.steps),
-      Enter: () => {
-        const [most] = pane.arcs();
-        if (state.focus && most) within(most.thread, most.step);
-      },
-      Backspace: () => {
-        const before = past.pop();
-        if (!before) return;
-        state.focus = null;
-        go(before.pane, before.thread, before.step);
-      },
-      n: () => {
-        const marks = trace.threads
-          .flatMap((thread, n) => thread.marks.map((mark) => ({ thread: n, step: mark.step })))
-          .sort((a, b) => a.step - b.step || a.thread - b.thread);
-        const later = (mark: { thread: number; step: number }) =>
-          mark.step > at.step || (mark.step === at.step && mark.thread > at.thread);
-        const next = marks.find(later) ?? marks[0];
-        if (next) within(next.thread, next.step);
-      },
-      ",": () => moveTo(state.now - 1),
-      ".": () => moveTo(state.now + 1),
-      " ": () => timeline.toggle(),
-      "/": () => search.focus(),
-      Escape: () => {
-        state.focus = null;
-        state.pinned = false;
-        refresh();
-      },
-    };
-    const action = actions[event.key];
-    if (!action) return;
-    event.preventDefault();
-    action();
+  function toNextMark(at: Focus): void {
+    const marks = panes[at.pane].trace.threads
+      .flatMap((thread, n) => thread.marks.map((mark) => ({ thread: n, step: mark.step })))
+      .sort((a, b) => a.step - b.step || a.thread - b.thread);
+    const later = (mark: { thread: number; step: number }) =>
+      mark.step > at.step || (mark.step === at.step && mark.thread > at.thread);
+    const next = marks.find(later) ?? marks[0];
+    if (next) go(at.pane, next.thread, next.step);
   }
 
   let waiting = false;
@@ -228,7 +155,6 @@ function start(traces: Trace[]): void {
 
   panes.forEach((pane) => pane.scroller.addEventListener("scroll", refresh, { passive: true }));
   new ResizeObserver(resize).observe(document.body);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", resize);
   resize();
 }
 
@@ -255,26 +181,6 @@ function legend(traces: Trace[]): HTMLElement {
         "percentage are the attention weight. A faint arc stands behind a gate that is nearly closed.",
     ),
     el("p", {}, `Log-probabilities of the recording and of the decoding differ by ${gap} nats at most.`),
-  );
-}
-
-/** The same to be read in lines. */
-function transcript(traces: Trace[], names: string[]): HTMLElement {
-  return el(
-    "details",
-    { class: "transcript" },
-    el("summary", {}, "Texts of the threads"),
-    ...traces.flatMap((trace, number) => [
-      el("h2", {}, names[number]),
-      ...trace.threads.map((thread, n) =>
-        el(
-          "article",
-          {},
-          el("h3", {}, `Thread ${thread.label}${n === trace.chosen ? ", chosen" : ""}`),
-          el("p", {}, foreign(thread.texts.slice(thread.given).join("").trim())),
-        ),
-      ),
-    ]),
   );
 }
 

@@ -1,8 +1,8 @@
-// The threads of one trace as columns on a common time axis, drawn on a canvas as large as what is seen of them.
+// The threads of one run as columns on a common time axis, drawn on a canvas as large as what is seen of them.
 
 import { el, foreign } from "./dom";
 import { percent, type Focus, type State } from "./state";
-import type { Entry, Mark, Thread, Trace } from "./trace";
+import type { Entry, Mark, Run, Thread, Trace } from "./trace";
 
 const ROW = 18;
 const GUTTER = 44;
@@ -14,6 +14,8 @@ const FONT = '12px ui-monospace, "SF Mono", "DejaVu Sans Mono", Menlo, Consolas,
 const FAINT = 0.01;
 /** While time passes, arcs of the newest tokens from this product of weight and gate on. */
 const STRONG = 0.05;
+/** So many of them at most. */
+const MOST_ARCS = 80;
 /** Colours of read threads (Okabe and Ito); which thread it is also shows by where the arc ends. */
 const THREAD_COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2"];
 const MARK_COLOURS: Record<Mark["kind"], string> = { cite: "#56b4e9", fix: "#e69f00", stop: "#d55e00" };
@@ -22,9 +24,11 @@ export interface Arc extends Entry {
   /** How far the gate stood open that this reading had to pass. */
   gate: number;
   from: { thread: number; step: number };
+  /** 1, and less if it is about to go. */
+  fresh: number;
 }
 
-interface Handlers {
+export interface Handlers {
   hover(at: { thread: number; step: number } | null): void;
   pick(at: { thread: number; step: number }): void;
   key(event: KeyboardEvent): void;
@@ -49,28 +53,28 @@ export function shown(thread: Thread, step: number): string {
   return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ (?=.)/, "");
 }
 
-export class Pane {
+export class Pane<Shown extends Run = Trace> {
   readonly element: HTMLElement;
   readonly scroller: HTMLElement;
   hits = new Set<number>();
   private readonly canvas = el("canvas", { "aria-hidden": "true" });
-  private readonly heads: HTMLElement;
+  private readonly summary = el("header", {});
+  private readonly heads = el("div", { class: "heads" });
   private readonly field: HTMLElement;
   private readonly context: CanvasRenderingContext2D;
   private column = NARROWEST;
+  private height = 0;
   private letter = 7.2;
   private colours!: Colours;
 
   constructor(
-    readonly trace: Trace,
+    readonly trace: Shown,
     readonly number: number,
-    title: string,
+    private readonly title: string,
     private readonly state: State,
     handlers: Handlers,
   ) {
     this.context = this.canvas.getContext("2d")!;
-    this.heads = el("div", { class: "heads" }, el("span", { class: "corner" }, "step"));
-    trace.threads.forEach((thread, n) => this.heads.append(this.head(thread, n)));
     this.field = el("div", { class: "field" }, this.canvas);
     this.scroller = el(
       "div",
@@ -79,13 +83,13 @@ export class Pane {
         tabindex: 0,
         role: "application",
         "aria-roledescription": "threads side by side",
-        "aria-label": `${title}: ${trace.threads.length} threads, ${trace.steps} steps`,
         "aria-describedby": "keys",
       },
       this.heads,
       this.field,
     );
-    this.element = el("section", { class: "pane", "aria-label": title }, this.summary(title), this.scroller);
+    this.element = el("section", { class: "pane", "aria-label": title }, this.summary, this.scroller);
+    this.update();
     this.scroller.addEventListener("pointermove", (event) => handlers.hover(this.at(event)));
     this.scroller.addEventListener("pointerleave", () => handlers.hover(null));
     this.scroller.addEventListener("click", (event) => {
@@ -95,32 +99,39 @@ export class Pane {
     this.scroller.addEventListener("keydown", handlers.key);
   }
 
-  private summary(title: string): HTMLElement {
+  /** Says anew what stands above the columns; to be called when it has changed. */
+  update(): void {
+    const { trace, title } = this;
+    this.summary.replaceChildren(el("h2", {}, title), el("p", {}, ...(trace.note === null ? this.outcome() : [trace.note])));
+    this.heads.replaceChildren(el("span", { class: "corner" }, "step"), ...trace.threads.map((_, n) => this.head(n)));
+    this.scroller.setAttribute("aria-label", `${title}: ${trace.threads.length} threads, ${trace.steps} steps`);
+  }
+
+  /** The answer, whose it is and why, and what it cost. */
+  private outcome(): (Node | string)[] {
     const { trace } = this;
     const chosen = trace.threads[trace.chosen];
     const why = { best_tag: "it called itself [[best]]", majority: "its answer is the most frequent", first: "no answer" };
     const word = verdict(chosen.correct);
     const sampled = trace.threads.reduce((sum, thread) => sum + thread.texts.length - thread.given, 0);
-    return el(
-      "header",
-      {},
-      el("h2", {}, title),
-      el(
-        "p",
-        {},
-        chosen.answer === null ? "No answer" : "Answer ",
-        chosen.answer === null ? null : foreign(chosen.answer),
-        word && ` · ${word}`,
-        ` · chosen: thread ${chosen.label} (${why[trace.chosenBy as keyof typeof why] ?? trace.chosenBy})`,
-        ` · ${trace.steps} steps, ${sampled} tokens, ${trace.seconds.toFixed(2)} s`,
-      ),
-    );
+    return [
+      ...(chosen.answer === null ? ["No answer"] : ["Answer ", foreign(chosen.answer)]),
+      word && ` · ${word}`,
+      ` · chosen: thread ${chosen.label} (${why[trace.chosenBy as keyof typeof why] ?? trace.chosenBy})`,
+      ` · ${trace.steps} steps, ${sampled} tokens, ${trace.seconds.toFixed(2)} s`,
+    ];
   }
 
-  private head(thread: Thread, n: number): HTMLElement {
+  /** The outcome, or what stands in its place, in words. */
+  inWords(): string {
+    return `${this.title}. ${this.summary.querySelector("p")!.textContent}`;
+  }
+
+  private head(n: number): HTMLElement {
+    const thread = this.trace.threads[n];
     const word = verdict(thread.correct);
     const sign = thread.correct === true ? "✓" : thread.correct === false ? "✗" : "";
-    const chosen = n === this.trace.chosen;
+    const chosen = this.trace.note === null && n === this.trace.chosen;
     const what = [chosen && "chosen", thread.tag && `[[${thread.tag}]]`, word].filter(Boolean).join(", ");
     return el(
       "div",
@@ -143,18 +154,37 @@ export class Pane {
   arcs(): Arc[] {
     const { layer, trace, state } = this;
     if (layer < 0) return [];
-    const of = (thread: number, step: number): Arc[] => {
+    const of = (thread: number, step: number, fresh: number): Arc[] => {
       const gate = trace.gate(layer, state.view, thread, step);
-      return trace.entries(layer, state.view, thread, step).map((entry) => ({ ...entry, gate, from: { thread, step } }));
+      const entries = trace.entries(layer, state.view, thread, step);
+      return entries.map((entry) => ({ ...entry, gate, from: { thread, step }, fresh }));
     };
-    if (this.focus) return of(this.focus.thread, this.focus.step).filter((arc) => arc.weight >= FAINT);
-    return trace.threads
-      .flatMap((thread, n) => (state.now < thread.texts.length ? of(n, state.now) : []))
-      .filter((arc) => arc.weight * arc.gate >= STRONG);
+    if (this.focus) return of(this.focus.thread, this.focus.step, 1).filter((arc) => arc.weight >= FAINT);
+    const found: Arc[] = [];
+    trace.threads.forEach((thread, n) => {
+      const end = Math.min(state.now, thread.texts.length - 1);
+      for (let step = Math.max(0, state.now - state.trail + 1); step <= end; step++) {
+        found.push(...of(n, step, 1 - (state.now - step) / state.trail).filter((arc) => arc.weight * arc.gate >= STRONG));
+      }
+    });
+    return found.sort((a, b) => b.weight * b.gate - a.weight * a.gate).slice(0, MOST_ARCS);
+  }
+
+  /** Keeps the newest token in sight, unless the reader has scrolled back. */
+  follow(): void {
+    const { scroller } = this;
+    const below = this.height - scroller.scrollTop - scroller.clientHeight;
+    this.grow();
+    if (below < 4 * ROW) scroller.scrollTop = scroller.scrollHeight;
+  }
+
+  private grow(): void {
+    this.height = (this.trace.steps + 1) * ROW;
+    this.field.style.height = `${this.height}px`;
   }
 
   heatAt(thread: number, step: number): number {
-    return heatAt(this.trace, this.layer, this.state, thread, step);
+    return this.trace.heat(this.state.heat, this.layer, this.state.view, thread, step);
   }
 
   private at(event: MouseEvent): { thread: number; step: number } | null {
@@ -189,7 +219,7 @@ export class Pane {
     scroller.style.setProperty("--column", `${this.column}px`);
     this.heads.style.width = `${width}px`;
     this.field.style.width = `${width}px`;
-    this.field.style.height = `${(trace.steps + 1) * ROW}px`;
+    this.grow();
     const ratio = window.devicePixelRatio || 1;
     const seen = { width: Math.min(scroller.clientWidth, width), height: scroller.clientHeight - this.heads.offsetHeight };
     canvas.style.top = `${this.heads.offsetHeight}px`;
@@ -230,7 +260,7 @@ export class Pane {
     trace.threads.forEach((thread, n) => {
       const x = GUTTER + n * column - scrollLeft;
       if (x > width || x + column < GUTTER) return;
-      context.fillStyle = n === trace.chosen ? colours.chosen : n % 2 ? colours.alternate : colours.back;
+      context.fillStyle = trace.note === null && n === trace.chosen ? colours.chosen : n % 2 ? colours.alternate : colours.back;
       context.fillRect(x, 0, column, height);
       context.save();
       context.beginPath();
@@ -305,14 +335,15 @@ export class Pane {
       const y1 = to.y + ROW / 2;
       const bend = (leftwards ? -1 : 1) * Math.max(24, Math.abs(x1 - x0) / 2);
       context.strokeStyle = colour;
-      context.globalAlpha = 0.25 + 0.75 * Math.min(1, arc.gate * 1.5);
+      context.globalAlpha = (0.25 + 0.75 * Math.min(1, arc.gate * 1.5)) * arc.fresh;
       context.lineWidth = 1 + 9 * arc.weight;
       context.beginPath();
       context.moveTo(x0, y0);
       context.bezierCurveTo(x0 + bend, y0, x1 - bend, y1, x1, y1);
       context.stroke();
-      context.globalAlpha = 1;
+      context.globalAlpha = arc.fresh;
       this.outline(arc.thread, arc.step, colour, 1.5);
+      context.globalAlpha = 1;
       if (focus && arc.weight >= 0.05) this.label(percent(arc.weight), to.x + this.column - 4, y1, colour);
     }
     context.restore();
@@ -343,14 +374,6 @@ export class Pane {
     context.fillStyle = colours.text;
     context.fillText(text, right - width + 3, y + 1);
   }
-}
-
-export function heatAt(trace: Trace, layer: number, state: State, thread: number, step: number): number {
-  if (!trace.chosenByModel(thread, step)) return 0;
-  if (state.heat === "entropy") return trace.entropy(thread, step) / 2;
-  if (state.heat === "surprise") return -trace.logprob(thread, step) / 4;
-  if (layer < 0) return 0;
-  return state.heat === "gate" ? trace.gate(layer, state.view, thread, step) : trace.readOfOthers(layer, thread, step);
 }
 
 export function verdict(correct: boolean | null): string {

@@ -3,6 +3,7 @@
 import { el, foreign } from "./dom";
 import { shown, type Pane } from "./pane";
 import { percent, type State } from "./state";
+import type { Run } from "./trace";
 
 export class TokenPanel {
   readonly element: HTMLElement;
@@ -10,7 +11,7 @@ export class TokenPanel {
   private drawn = "";
 
   constructor(
-    private readonly panes: Pane[],
+    private readonly panes: Pane<Run>[],
     private readonly state: State,
     private readonly go: (pane: number, thread: number, step: number) => void,
   ) {
@@ -48,19 +49,12 @@ export class TokenPanel {
     const { trace } = pane;
     const thread = trace.threads[focus.thread];
     const facts = el("dl", {});
-    const fact = (name: string, ...value: (string | Node)[]) =>
-      facts.append(el("dt", {}, name), el("dd", {}, ...value));
-    fact("thread", `${thread.label}, step ${focus.step}`);
-    if (trace.chosenByModel(focus.thread, focus.step)) {
-      const logprob = trace.logprob(focus.thread, focus.step);
-      fact("probability", `${percent(Math.exp(logprob))} (-log: ${(-logprob).toFixed(2)} nats)`);
-      fact("entropy", `${trace.entropy(focus.thread, focus.step).toFixed(2)} nats`);
-      if (pane.layer >= 0) {
-        const gates = Array.from(trace.gates(pane.layer, focus.thread, focus.step), (gate) => gate.toFixed(2));
-        fact("gates by head", gates.join(" "));
-        fact("reads of others", percent(trace.readOfOthers(pane.layer, focus.thread, focus.step)));
-      }
-    } else fact("given", "part of the opening, not chosen");
+    for (const [name, value] of [
+      ["thread", `${thread.label}, step ${focus.step}`],
+      ...trace.facts(pane.layer, focus.thread, focus.step),
+    ]) {
+      facts.append(el("dt", {}, name), el("dd", {}, value));
+    }
     const reads = el("ol", { class: "reads" });
     for (const arc of pane.arcs()) {
       const other = trace.threads[arc.thread];

@@ -16,6 +16,8 @@ export interface State {
   heat: Heat;
   /** Playhead: the last step that is written. */
   now: number;
+  /** For how many steps the strongest arcs stay while time passes. */
+  trail: number;
   /** How many steps up to `now` the matrix is about; 0 for all. */
   window: number;
   playing: boolean;
@@ -30,5 +32,7 @@ export const HEATS: Record<Heat, string> = {
   entropy: "entropy, nats",
   surprise: "-log probability, nats",
 };
+
+export const NAMES = { lace: "LACE: threads read each other", independent: "Independent threads" };
 
 export const percent = (share: number): string => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;

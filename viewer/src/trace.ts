@@ -1,5 +1,7 @@
 // A recording as `lace.viz.trace` writes it: safetensors, with the rest as JSON in its metadata.
 
+import { percent, type Heat } from "./state";
+
 export interface Mark {
   step: number;
   kind: "cite" | "fix" | "stop";
@@ -23,6 +25,27 @@ export interface Entry {
   thread: number;
   step: number;
   weight: number;
+}
+
+/** What the columns show: a recording, or a run that still goes on. */
+export interface Run {
+  readonly threads: Thread[];
+  readonly steps: number;
+  readonly chosen: number;
+  readonly chosenBy: string;
+  readonly seconds: number;
+  /** Numbers of the layers whose readings are known. */
+  readonly layers: number[];
+  /** What stands in place of the outcome as long as there is none. */
+  readonly note: string | null;
+  /** How far the gate stood open that a token's reading had to pass; by layer (a place in `layers`) and view. */
+  gate(layer: number, view: number, thread: number, step: number): number;
+  /** What a token's reading rests on most, the strongest first. */
+  entries(layer: number, view: number, thread: number, step: number): Entry[];
+  /** Between 0 and 1. */
+  heat(kind: Heat, layer: number, view: number, thread: number, step: number): number;
+  /** Names and values of what else is known of a token. */
+  facts(layer: number, thread: number, step: number): [string, string][];
 }
 
 interface Tensor {
@@ -59,7 +82,8 @@ function readTensor(kind: string, bytes: ArrayBuffer): Tensor["data"] {
   }
 }
 
-export class Trace {
+export class Trace implements Run {
+  readonly note = null;
   readonly prompt: string;
   readonly model: string;
   readonly strategy: string;
@@ -110,26 +134,50 @@ export class Trace {
   }
 
   /** Whether a token was chosen by the model, not given. */
-  chosenByModel(thread: number, step: number): boolean {
+  private chosenByModel(thread: number, step: number): boolean {
     return step >= this.threads[thread].given;
   }
 
-  logprob(thread: number, step: number): number {
+  heat(kind: Heat, layer: number, view: number, thread: number, step: number): number {
+    if (!this.chosenByModel(thread, step)) return 0;
+    if (kind === "entropy") return this.entropy(thread, step) / 2;
+    if (kind === "surprise") return -this.logprob(thread, step) / 4;
+    if (layer < 0) return 0;
+    return kind === "gate" ? this.gate(layer, view, thread, step) : this.readOfOthers(layer, thread, step);
+  }
+
+  facts(layer: number, thread: number, step: number): [string, string][] {
+    if (!this.chosenByModel(thread, step)) return [["given", "part of the opening, not chosen"]];
+    const logprob = this.logprob(thread, step);
+    const facts: [string, string][] = [
+      ["probability", `${percent(Math.exp(logprob))} (-log: ${(-logprob).toFixed(2)} nats)`],
+      ["entropy", `${this.entropy(thread, step).toFixed(2)} nats`],
+    ];
+    if (layer < 0) return facts;
+    const gates = Array.from(this.gates(layer, thread, step), (gate) => gate.toFixed(2));
+    return [
+      ...facts,
+      ["gates by head", gates.join(" ")],
+      ["reads of others", percent(this.readOfOthers(layer, thread, step))],
+    ];
+  }
+
+  private logprob(thread: number, step: number): number {
     return this.tensor("logprobs_G").data[this.threads[thread].start + step];
   }
 
-  entropy(thread: number, step: number): number {
+  private entropy(thread: number, step: number): number {
     return this.tensor("entropy_G").data[this.threads[thread].start + step];
   }
 
   /** Gates of all heads of one layer (a place in `layers`). */
-  gates(layer: number, thread: number, step: number): ArrayLike<number> {
+  private gates(layer: number, thread: number, step: number): ArrayLike<number> {
     const { shape, data } = this.tensor("gates_YGH");
     const from = (layer * shape[1] + this.threads[thread].start + step) * shape[2];
     return data.subarray(from, from + shape[2]);
   }
 
-  /** Gate of a view: the mean of all heads, or one head. */
+  /** The mean of all heads, or one head. */
   gate(layer: number, view: number, thread: number, step: number): number {
     const gates = this.gates(layer, thread, step);
     if (view > 0) return gates[view - 1];
@@ -139,21 +187,21 @@ export class Trace {
   }
 
   /** Attention on each thread, mean over heads. */
-  mass(layer: number, thread: number, step: number): ArrayLike<number> {
+  private mass(layer: number, thread: number, step: number): ArrayLike<number> {
     const { shape, data } = this.tensor("mass_YGN");
     const from = (layer * shape[1] + this.threads[thread].start + step) * shape[2];
     return data.subarray(from, from + shape[2]);
   }
 
   /** Attention on all other threads together, mean over heads. */
-  readOfOthers(layer: number, thread: number, step: number): number {
+  private readOfOthers(layer: number, thread: number, step: number): number {
     const mass = this.mass(layer, thread, step);
     let sum = 0;
     for (let other = 0; other < mass.length; other++) if (other !== thread) sum += mass[other];
     return sum;
   }
 
-  /** What a token's reading rests on most; view 0 is the mean over heads, view h + 1 head h. */
+  /** View 0 is the mean over heads, view h + 1 head h. */
   entries(layer: number, view: number, thread: number, step: number): Entry[] {
     if (this.layers.length === 0) return [];
     const { shape, data } = this.tensor("entries_YVGK");

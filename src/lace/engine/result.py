@@ -56,6 +56,18 @@ class LatticeResult:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """An entry of another thread that a token's choice rests on."""
+
+    thread: int
+    """Index of the thread that is read."""
+    step: int
+    """Of the token that is read, counted from its thread's opening on."""
+    weight: float
+    """What got through of it, attention times gate, see `lace.engine.exchanges`."""
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """One token as it is written, or the end of a thread."""
 
@@ -70,3 +82,5 @@ class TokenEvent:
     logprob: float | None
     """None for a token of the opening, which is given and not sampled, and where there is no token."""
     finish_reason: FinishReason | None
+    readings: tuple[Reading, ...] = ()
+    """The strongest first, if somebody asked for them."""

@@ -11,10 +11,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lace import __version__
@@ -28,9 +29,27 @@ from lace.serve.replies import ChatReply, CompletionReply, Reply
 from lace.serve.settings import WAITING_PER_RUNNING, ServerSettings
 from lace.serve.stream import stream
 from lace.serve.worker import Ticket, Worker
+from lace.tasks.task import TASKS, get_task
+from lace.viz.page import LIVE, VIEWER
+from lace.viz.trace import Trace
 
 Item = TypeVar("Item")
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/lace/puzzles",
+    "/health",
+    "/metrics",
+    "/",
+    "/viewer.html",
+)
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+"""The rest of the policy stands in the pages."""
 
 
 def create_app(
@@ -84,6 +103,14 @@ def create_app(
         _check_model(name, settings.model)
         return model
 
+    @app.get("/v1/lace/puzzles")
+    def puzzles(
+        n: Annotated[int, Query(ge=1, le=20)] = 5, seed: Annotated[int, Query(ge=0, lt=2**63)] = 0
+    ) -> dict[str, Any]:
+        """Questions that a verifier knows, `n` of each task, none of them in the training data."""
+        drawn = [(task, puzzle) for task in TASKS for puzzle in get_task(task).puzzles(n, seed, "test")]
+        return {"object": "list", "data": [{"task": task, "prompt": puzzle.prompt} for task, puzzle in drawn]}
+
     @app.post("/v1/chat/completions")
     async def chat(http: Request, request: ChatRequest) -> Response:
         """Threads of one lattice answer a conversation."""
@@ -93,6 +120,16 @@ def create_app(
     async def completions(http: Request, request: CompletionRequest) -> Response:
         """Threads of one lattice for each prompt go on with it."""
         return await _answer(http, request, CompletionReply, worker, settings, shipped)
+
+    @app.get("/", include_in_schema=False)
+    async def live_page() -> Response:
+        """Where people watch threads at work; all it knows comes from the paths above."""
+        return FileResponse(LIVE, headers=PAGE_HEADERS)
+
+    @app.get("/viewer.html", include_in_schema=False)
+    async def viewer() -> Response:
+        """What the live page puts a recording into."""
+        return FileResponse(VIEWER, headers=PAGE_HEADERS)
 
     return app
 
@@ -117,7 +154,13 @@ async def _answer(
     # Long prompts take long to tokenize: not in the event loop, where everybody would wait.
     job = await asyncio.to_thread(make_job, engine, request, threads=settings.threads, shipped=shipped)
     reply = reply_class(request, job, engine.tokenizer, engine.end_ids, worker.fingerprint)
-    ticket = worker.submit(job.lattices)
+    told = request.lace.exposes
+    ticket = Ticket(
+        job.lattices,
+        exchanges=told("exchanges"),
+        record=partial(reply.record, engine) if told("trace") else None,
+    )
+    worker.submit(ticket)
     watcher = asyncio.create_task(_watch(http, ticket, worker))
     if request.stream:
         return StreamingResponse(
@@ -126,12 +169,16 @@ async def _answer(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
     results: dict[int, LatticeResult] = {}
+    traces: dict[int, Trace] = {}
     async for prompt, event in _closing(ticket.events(), ticket, worker, watcher):
         if isinstance(event, LatticeResult):
             results[prompt] = event
+        elif isinstance(event, Trace):
+            traces[prompt] = event
     if len(results) < len(job.lattices):
         raise ApiError(499, "the client has left")  # nobody reads this
-    return JSONResponse(reply.whole([results[prompt] for prompt in sorted(results)]))
+    whole = partial(reply.whole, *([found[p] for p in sorted(found)] for found in (results, traces)))
+    return JSONResponse(await asyncio.to_thread(whole))
 
 
 async def _watch(http: Request, ticket: Ticket, worker: Worker) -> None:

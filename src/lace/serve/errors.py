@@ -57,8 +57,9 @@ def describe(error: RequestValidationError) -> ApiError:
     first = max(reversed(same_field), key=lambda e: len(e["loc"]))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}")
-    # Of a field of several types pydantic names the type too, "constrained-str" or "list[…]".
-    place = [str(part) for part in first["loc"][1:] if not re.fullmatch(r"(constrained-)?str|list\b.*", str(part))]
+    # Of a field of several types pydantic names the type too, "constrained-str", "list[…]", "constrained-list[…]".
+    types = r"(constrained-)?(str|list\b.*)|literal\[.*"
+    place = [str(part) for part in first["loc"][1:] if not re.fullmatch(types, str(part))]
     if not place:
         return ApiError(400, "the body must be a JSON object, sent with Content-Type: application/json")
     name = ".".join(place)

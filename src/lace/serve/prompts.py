@@ -13,6 +13,7 @@ from lace.engine.sampling import SamplingParams
 from lace.engine.threads import Lattice
 from lace.serve.errors import ApiError
 from lace.serve.protocol import ChatRequest, CompletionRequest, Message
+from lace.tasks.task import Puzzle, find_task
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Job:
     choices: int
     """n: 1 for the chosen thread of each lattice, else its first n threads."""
     seed: int
+    puzzles: list[Puzzle | None]
+    """What each prompt asks, if its answer shall be verified and can be."""
 
 
 def make_job(engine: Engine, request: ChatRequest | CompletionRequest, *, threads: int, shipped: bool) -> Job:
@@ -51,14 +54,19 @@ def make_job(engine: Engine, request: ChatRequest | CompletionRequest, *, thread
     count = request.lace.threads or (choices if choices > 1 else threads)
     if choices > count:
         raise ApiError(400, f"n is {choices}, but lace.threads only {count}", param="n", code="invalid_value")
+    if request.lace.exposes("exchanges") and not (request.stream and choices == 1):
+        raise ApiError(400, "exchanges are told in streams with n=1 only", param="lace.expose", code="invalid_value")
     seed = secrets.randbits(63) if request.seed is None else request.seed
     if isinstance(request, ChatRequest):
         prompts = [chat_prompt(engine, request.messages)]
+        questions = (user_texts(request.messages) or [""])[-1:]
         max_tokens = request.max_completion_tokens or request.max_tokens
     else:
-        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        prompts = questions = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         max_tokens = request.max_tokens
-    every_text = bool(request.stream) and (count == 1 or choices > 1 or request.lace.expose == "threads")
+    shown = any(request.lace.exposes(what) for what in ("threads", "exchanges"))
+    every_text = bool(request.stream) and (count == 1 or choices > 1 or shown)
+    verified = any(request.lace.exposes(what) for what in ("verdict", "trace"))
     lattices = []
     try:
         for index, prompt in enumerate(prompts):
@@ -76,7 +84,7 @@ def make_job(engine: Engine, request: ChatRequest | CompletionRequest, *, thread
     except ValueError as error:
         code = "context_length_exceeded" if "too long" in str(error) else "invalid_value"
         raise ApiError(400, str(error), code=code) from None
-    return Job(lattices, choices, seed)
+    return Job(lattices, choices, seed, [find_puzzle(q) if verified else None for q in questions])
 
 
 def chat_prompt(engine: Engine, messages: list[Message]) -> str:
@@ -89,8 +97,7 @@ def chat_prompt(engine: Engine, messages: list[Message]) -> str:
 
     tokenizer = engine.tokenizer
     if tokenizer.chat_template is None:
-        asked = [message.text for message in messages if message.role == "user"]
-        if not asked:
+        if not (asked := user_texts(messages)):
             raise ApiError(400, "messages holds no message of the role user", param="messages", code="invalid_value")
         return asked[-1]
     spoken = [{"role": message.role, "content": message.text} for message in messages]
@@ -98,6 +105,19 @@ def chat_prompt(engine: Engine, messages: list[Message]) -> str:
         return chat_text(tokenizer, spoken)
     except TemplateError as error:
         raise ApiError(400, f"the model's chat format: {error}", param="messages", code="invalid_value") from None
+
+
+def user_texts(messages: list[Message]) -> list[str]:
+    """What the user said, in order."""
+    return [message.text for message in messages if message.role == "user"]
+
+
+def find_puzzle(question: str) -> Puzzle | None:
+    """The puzzle that a question asks, None if there is no verifier for it."""
+    try:
+        return find_task(question)[1]
+    except ValueError:
+        return None
 
 
 def known_task(prompt: str) -> tuple[str, Defaults]:

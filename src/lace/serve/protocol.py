@@ -19,6 +19,9 @@ Text = Annotated[str, Field(max_length=MAX_BODY_BYTES)]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
+Exposed = Literal["answer", "threads", "exchanges", "verdict", "trace"]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -32,8 +35,13 @@ class LaceOptions(_Strict):
     """Threads read each other, or do not."""
     select: Literal["self", "vote", "first"] = "self"
     """Who speaks for the lattice if `n` is 1: the thread that calls itself best, else the vote; the vote; thread 0."""
-    expose: Literal["answer", "threads"] = "answer"
-    """Whether the texts of all threads are told under `lace`, in a stream as they are written."""
+    expose: Annotated[list[Exposed], Field(max_length=8)] | Exposed = "answer"
+    """What is told under `lace` besides the answer, one thing or several. `threads`: the texts of all threads, in a
+    stream as they are written. `exchanges`, in a stream: every token by itself, with what it had read of other
+    threads. `verdict`: what the task's verifier says of each answer. `trace`: the recording for `lace view`."""
+
+    def exposes(self, what: Exposed) -> bool:
+        return what in ([self.expose] if isinstance(self.expose, str) else self.expose)
 
 
 class StreamOptions(_Strict):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lace.engine.result import FinishReason, LatticeResult, ThreadResult
+from lace.engine.engine import Engine
+from lace.engine.result import FinishReason, LatticeResult, ThreadResult, TokenEvent
 from lace.engine.selection import ChosenBy, choose_thread
 from lace.serve.prompts import Job
 from lace.serve.protocol import ChatRequest, CompletionRequest
+from lace.viz.trace import Trace, record
 
 Sampled = Sequence[tuple[int, float]]
 """Tokens and their log-probabilities."""
@@ -48,14 +53,17 @@ class Reply(ABC):
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
         self.with_logprobs = request.logprobs is not None and request.logprobs is not False
 
-    def whole(self, results: list[LatticeResult]) -> dict[str, Any]:
-        """The response that is no stream."""
+    def whole(self, results: list[LatticeResult], traces: list[Trace]) -> dict[str, Any]:
+        """The response that is no stream; `traces` are those of all prompts, or none."""
         choices = []
         for index, thread in self.chosen_threads(results):
             sampled = list(zip(thread.token_ids, thread.logprobs, strict=True))
             logprobs = self.logprobs(sampled, 0)
             choices.append(self.choice(index, thread.text, _FINISH[thread.finish_reason], logprobs))
-        return {**self._envelope(self.kind, choices), "usage": usage(results), "lace": self.report(results)}
+        report = self.report(results)
+        for told, trace in zip(report.get("prompts", [report]), traces, strict=False):
+            told["trace"] = packed(trace)
+        return {**self._envelope(self.kind, choices), "usage": usage(results), "lace": report}
 
     def chosen_threads(self, results: list[LatticeResult]) -> list[tuple[int, ThreadResult]]:
         """The threads that are returned, each with the index of its choice."""
@@ -70,11 +78,13 @@ class Reply(ABC):
 
     def report(self, results: list[LatticeResult]) -> dict[str, Any]:
         """What stands under `lace`: of one prompt directly, of several as a list."""
-        each = [self._report_one(result) for result in results]
+        each = [self._report_one(p, result) for p, result in enumerate(results)]
         return each[0] if len(each) == 1 else {"prompts": each}
 
-    def _report_one(self, result: LatticeResult) -> dict[str, Any]:
+    def _report_one(self, prompt: int, result: LatticeResult) -> dict[str, Any]:
         chosen, chosen_by = self.choose(result)
+        told = self.request.lace.exposes
+        verdicts = self.verdicts(prompt, result)
         threads = []
         for thread in result.threads:
             threads.append(
@@ -87,17 +97,30 @@ class Reply(ABC):
                     "tag": thread.tag,
                     "selected": thread.index == chosen,
                 }
-                | ({"text": thread.text} if self.request.lace.expose == "threads" else {})
+                | ({"text": thread.text} if told("threads") else {})
+                | ({"correct": verdicts[thread.index]} if told("verdict") else {})
             )
         return {
             "strategy": result.strategy,
             "seed": self.job.seed,
             "steps": result.steps,
+            "seconds": round(result.seconds, 4),
             "answer": result.threads[chosen].answer,
             "chosen": chosen,
             "chosen_by": chosen_by,
             "threads": threads,
-        }
+        } | ({"correct": verdicts[chosen]} if told("verdict") else {})
+
+    def verdicts(self, prompt: int, result: LatticeResult) -> list[bool | None]:
+        """The verifier's word on each thread's answer; None where there is no verifier, or nobody has asked it."""
+        puzzle = self.job.puzzles[prompt]
+        return [None if puzzle is None else puzzle.check(thread.answer) for thread in result.threads]
+
+    def record(self, engine: Engine, prompt: int, result: LatticeResult) -> Trace:
+        """The recording of a prompt that has ended; takes the model for a second reading."""
+        chosen, chosen_by = self.choose(result)
+        result = replace(result, chosen=chosen, chosen_by=chosen_by)
+        return record(engine, result, model=self.request.model, correct=self.verdicts(prompt, result))
 
     def chunk(
         self, index: int, text: str | None, finish: FinishReason | None = None, sampled: Sampled = (), offset: int = 0
@@ -121,6 +144,25 @@ class Reply(ABC):
             **self.chunk(prompt * self.job.choices, ""),
             "lace": {"prompt": prompt, "thread": thread, "label": label, "delta": text},
         }
+
+    def token_chunk(self, prompt: int, event: TokenEvent, step: int | None) -> dict[str, Any]:
+        """A token by itself, with what it had read; `step` is None where a thread ends without a token."""
+        readings = [{"thread": r.thread, "step": r.step, "weight": round(r.weight, 4)} for r in event.readings]
+        told = {
+            "prompt": prompt,
+            "thread": event.thread,
+            "label": event.label,
+            "step": step,
+            "given": step is not None and event.logprob is None,
+            "delta": event.text,
+            "finish_reason": event.finish_reason,
+            "exchanges": readings,
+        }
+        return {**self.chunk(prompt, ""), "lace": told}
+
+    def trace_chunk(self, prompt: int, trace: Trace) -> dict[str, Any]:
+        """A recording, behind the result of its prompt."""
+        return {**self._envelope(self.chunk_kind, []), "lace": {"prompt": prompt, "trace": packed(trace)}}
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -203,6 +245,11 @@ class CompletionReply(Reply):
             "top_logprobs": None,
             "text_offset": offsets,
         }
+
+
+def packed(trace: Trace) -> str:
+    """The file that `lace solve --trace` writes, gzip in base64."""
+    return base64.b64encode(gzip.compress(trace.to_bytes(), mtime=0)).decode()
 
 
 def usage(results: list[LatticeResult]) -> dict[str, int]:

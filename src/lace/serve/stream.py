@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +12,7 @@ from lace.engine.result import LatticeResult, TokenEvent
 from lace.serve.errors import ApiError
 from lace.serve.replies import ChatReply, Reply
 from lace.serve.worker import Ticket
+from lace.viz.trace import Trace
 
 DONE = "data: [DONE]\n\n"
 
@@ -58,13 +61,18 @@ def _event(content: dict[str, Any]) -> str:
 async def _chunks(ticket: Ticket, reply: Reply) -> AsyncIterator[dict[str, Any]]:
     n = reply.job.choices
     threads = reply.job.lattices[0].params.threads
-    live = n if n > 1 or threads == 1 else 0  # the chosen one of several is known at the end only
+    by_token = reply.request.lace.exposes("exchanges")
+    live = n if n > 1 or (threads == 1 and not by_token) else 0  # the chosen one of several is known at the end only
     texts = {(p, thread): ChoiceText() for p in range(len(reply.job.lattices)) for thread in range(threads)}
     if isinstance(reply, ChatReply):
         for index in range(n * len(reply.job.lattices)):
             yield reply.chunk(index, None)
     results: dict[int, LatticeResult] = {}
+    steps: Counter[tuple[int, int]] = Counter()
     async for p, event in ticket.events():
+        if isinstance(event, Trace):
+            yield await asyncio.to_thread(reply.trace_chunk, p, event)
+            continue
         if isinstance(event, LatticeResult):
             results[p] = event
             if not live:
@@ -72,17 +80,23 @@ async def _chunks(ticket: Ticket, reply: Reply) -> AsyncIterator[dict[str, Any]]
                 sampled = list(zip(chosen.token_ids, chosen.logprobs, strict=True))
                 yield reply.chunk(p, chosen.text, None, sampled)
                 yield reply.chunk(p, "", chosen.finish_reason)
+            if len(results) == len(reply.job.lattices):
+                last = reply.last_chunk([results[p] for p in sorted(results)])
+                if last is not None:
+                    yield last
+            continue
+        if by_token:
+            yield reply.token_chunk(p, event, None if event.token_id is None else steps[p, event.thread])
+            steps[p, event.thread] += 1
             continue
         if event.token_id is not None and event.logprob is None:
             continue  # the opening is given, not written
         choice = texts[p, event.thread]
         text = choice.add(event)
         if event.thread >= live:
-            if text and reply.request.lace.expose == "threads":
+            if text and reply.request.lace.exposes("threads"):
                 yield reply.thread_chunk(p, event.thread, event.label, text)
             continue
         if text or event.finish_reason:
             yield reply.chunk(p * n + event.thread, text, event.finish_reason, choice.take(), choice.offset)
             choice.offset += len(text)
-    if len(results) == len(reply.job.lattices) and (last := reply.last_chunk([results[p] for p in sorted(results)])):
-        yield last

@@ -1,7 +1,7 @@
 """The engine in a thread of its own, and the line that requests stand in.
 
     event loop                                   engine thread
-    submit(lattices) -> Ticket ───orders──►      between two steps: adds, cancels
+    submit(ticket)             ───orders──►      between two steps: adds, cancels
     ticket.events()            ◄──events──       after each step: tokens, results, failures
 
 Only the engine thread touches the scheduler; only the event loop touches tickets.
@@ -14,29 +14,44 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Literal
 
 from lace.engine.engine import Engine
+from lace.engine.exchanges import step_with_exchanges
 from lace.engine.result import LatticeResult, TokenEvent
 from lace.engine.scheduler import Occupancy, Scheduler
 from lace.engine.threads import Lattice
 from lace.lattice.fingerprint import weights_digest
 from lace.serve.errors import ApiError
 from lace.serve.metrics import Metrics
+from lace.viz.trace import Trace
 
 log = logging.getLogger("uvicorn.error")
 
-Event = TokenEvent | LatticeResult
+Event = TokenEvent | LatticeResult | Trace
 Delivery = tuple["Ticket", int, Event]
 State = Literal["loading", "ready", "stopped"]
 
 
 class Ticket:
-    """One request in the engine: its lattices, and what they write."""
+    """One request in the engine: its lattices, and what they write.
 
-    def __init__(self, lattices: list[Lattice]) -> None:
-        self.lattices = lattices
+    Args:
+        lattices: one for each prompt.
+        exchanges: whether its tokens say what they had read of other threads.
+        record: makes the recording of a prompt that has ended, if one is wanted; called in the engine thread.
+    """
+
+    def __init__(
+        self,
+        lattices: list[Lattice],
+        *,
+        exchanges: bool = False,
+        record: Callable[[int, LatticeResult], Trace] | None = None,
+    ) -> None:
+        self.lattices, self.exchanges, self.record = lattices, exchanges, record
         self.submitted = time.perf_counter()
         self.writes = False
         """Whether it has got its first token."""
@@ -47,17 +62,18 @@ class Ticket:
         self.queue: asyncio.Queue[tuple[int, Event] | ApiError | None] = asyncio.Queue()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """What its lattices write, each with the index of its prompt, until all have ended or the ticket is closed.
+        """What its lattices write, each with the index of its prompt, until all have ended or the ticket is closed;
+        behind each result its recording, if one is wanted.
 
         Raises:
             ApiError: if the engine failed.
         """
-        ended = 0
+        ended, last = 0, Trace if self.record else LatticeResult
         while ended < len(self.lattices) and (item := await self.queue.get()) is not None:
             if isinstance(item, ApiError):
                 raise item
             yield item
-            ended += isinstance(item[1], LatticeResult)
+            ended += isinstance(item[1], last)
 
 
 class Worker:
@@ -119,13 +135,14 @@ class Worker:
         if sum(len(ticket.lattices) for ticket in self.tickets) + lattices > self.capacity:
             raise ApiError(429, "too many requests are waiting; try again later", code="queue_full", retry_after=1)
 
-    def submit(self, lattices: list[Lattice]) -> Ticket:
+    def submit(self, ticket: Ticket) -> None:
         """Puts a request in line; `close` its ticket in any case.
 
         Raises:
             ApiError: 400, if the lattices could not run even alone; 429, if the line is too long now.
         """
         assert self._scheduler is not None
+        lattices = ticket.lattices
         if len(lattices) > self.capacity:
             raise ApiError(400, f"{len(lattices)} prompts are more than the {self.capacity} that may stand in line")
         try:
@@ -134,10 +151,8 @@ class Worker:
         except ValueError as error:
             raise ApiError(400, str(error), code="cache_exceeded") from None
         self._check_line(len(lattices))
-        ticket = Ticket(lattices)
         self.tickets.add(ticket)
         self._orders.put(("add", ticket))
-        return ticket
 
     def close(self, ticket: Ticket) -> None:
         """Takes a request out of the engine, if it is still there; its reader gets no more events."""
@@ -205,8 +220,9 @@ class Worker:
         """One step; if it fails, so do the requests that were in the batch, and no others after them."""
         assert self._scheduler is not None
         started = time.perf_counter()
+        observed = {handle for handle, (ticket, _) in self._owners.items() if ticket.exchanges}
         try:
-            events = self._scheduler.step()
+            events = step_with_exchanges(self._scheduler, observed) if observed else self._scheduler.step()
         except Exception:
             log.exception("a step of the engine failed; its %d requests are given up", len(self._owners))
             self.metrics.failures.inc()
@@ -217,15 +233,31 @@ class Worker:
             self._loop.call_soon_threadsafe(self._fail, failed, "the engine failed; try again")
             return
         self.occupancy = self._scheduler.occupancy
-        deliveries = []
+        deliveries: list[Delivery] = []
+        ended: list[tuple[Ticket, int, LatticeResult]] = []
         for handle, event in events:
             ticket, index = self._owners[handle]
             deliveries.append((ticket, index, event))
             if isinstance(event, LatticeResult):
                 del self._owners[handle]
+                ended.append((ticket, index, event))
                 self.metrics.prompt_tokens.inc(event.prompt_tokens)
             elif event.logprob is not None:
                 self.metrics.tokens.inc()
         self.metrics.steps.inc()
         self.metrics.step_time.observe(time.perf_counter() - started)
         self._loop.call_soon_threadsafe(self._deliver, deliveries)
+        for ticket, index, result in ended:
+            if ticket.record is not None:
+                self._record(ticket, index, partial(ticket.record, index, result))
+
+    def _record(self, ticket: Ticket, index: int, record: Callable[[], Trace]) -> None:
+        """A second reading of what has been written; if it fails, so does its request alone."""
+        try:
+            trace = record()
+        except Exception:
+            log.exception("a run could not be recorded")
+            self.metrics.failures.inc()
+            self._loop.call_soon_threadsafe(self._fail, {ticket}, "the run could not be recorded")
+        else:
+            self._loop.call_soon_threadsafe(self._deliver, [(ticket, index, trace)])

@@ -15,6 +15,8 @@ from pathlib import Path
 from lace.viz.trace import Trace
 
 VIEWER = Path(__file__).with_name("viewer.html")
+LIVE = VIEWER.with_name("live.html")
+"""What `lace serve` shows at `/`, built from the same sources."""
 _PLACE = "<!-- traces -->"
 
 

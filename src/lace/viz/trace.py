@@ -102,10 +102,14 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Writes the file at once and whole."""
+        Path(path).write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
         tensors = {name: value.contiguous() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         rest = {name: value for name, value in vars(self).items() if name not in tensors}
         rest |= {"version": VERSION, "threads": [asdict(thread) for thread in self.threads]}
-        Path(path).write_bytes(save(tensors, {"lace_trace": json.dumps(rest, ensure_ascii=False)}))
+        return save(tensors, {"lace_trace": json.dumps(rest, ensure_ascii=False)})
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

@@ -1,0 +1,123 @@
+// A run that still goes on: what was told of it, shown step by step at a pace that the eye can follow.
+
+import type { Report, Told, TokenTold } from "./api";
+import { percent } from "./state";
+import type { Entry, Run, Thread } from "./trace";
+
+/** Steps a second that are shown, if the server is that fast; more if much has piled up. */
+const PACE = 25;
+
+export class LiveRun implements Run {
+  threads: Thread[] = [];
+  chosen = 0;
+  chosenBy = "";
+  seconds = 0;
+  /** Why nothing comes, if something is wrong. */
+  trouble: string | null = null;
+  /** The recording, as the server has sent it. */
+  trace: string | null = null;
+  /** One place, for all layers together. */
+  readonly layers: number[];
+  private tokens: TokenTold[][] = [];
+  private ends: TokenTold[] = [];
+  private report: Report | null = null;
+  private exact = 0;
+  private progress = "waiting for the model";
+  private finished = false;
+
+  constructor(
+    readonly strategy: "lace" | "independent",
+    private readonly count: number,
+  ) {
+    this.layers = strategy === "lace" ? [0] : [];
+    this.restart();
+  }
+
+  /** Forgets what was told, since all of it will be told again, but not how far it was shown. */
+  restart(): void {
+    this.threads = Array.from({ length: this.count }, (_, n) => ({
+      label: 0,
+      given: 0,
+      texts: [],
+      finish_reason: "",
+      tag: null,
+      answer: null,
+      correct: null,
+      marks: [],
+      start: n * 1e6,
+    }));
+    this.tokens = this.threads.map(() => []);
+    this.ends = [];
+    this.report = null;
+    this.trace = null;
+    this.trouble = null;
+  }
+
+  take(told: Told): void {
+    if ("trace" in told) this.trace = told.trace;
+    else if ("chosen" in told) this.report = told;
+    else if (told.step === null) this.ends.push(told);
+    else this.tokens[told.thread].push(told);
+  }
+
+  get note(): string | null {
+    return this.finished ? null : (this.trouble ?? this.progress);
+  }
+
+  /** Steps that are shown. */
+  get steps(): number {
+    return Math.max(0, ...this.threads.map((thread) => thread.texts.length));
+  }
+
+  /** Lets time pass; returns whether there is more to come for which nothing needs to be told. */
+  advance(seconds: number): boolean {
+    const known = Math.max(0, ...this.tokens.map((told) => told.length));
+    this.exact = Math.min(known, this.exact + seconds * Math.max(PACE, known - this.exact));
+    const shown = Math.floor(this.exact);
+    this.threads.forEach((thread, n) => {
+      for (const token of this.tokens[n].slice(thread.texts.length, shown)) {
+        thread.label = token.label;
+        thread.texts.push(token.delta);
+        if (token.given) thread.given++;
+        if (token.finish_reason) thread.finish_reason = token.finish_reason;
+      }
+    });
+    if (shown) this.progress = `step ${shown}, ${this.threads.reduce((sum, { texts }) => sum + texts.length, 0)} tokens`;
+    if (shown < known) return true;
+    if (this.report) this.finish(this.report);
+    return false;
+  }
+
+  private finish(report: Report): void {
+    for (const { thread, delta } of this.ends.splice(0)) {
+      const { texts, marks } = this.threads[thread];
+      if (texts.length === 0) continue;
+      texts[texts.length - 1] += delta;
+      marks.push({ step: texts.length - 1, kind: "stop" });
+    }
+    report.threads.forEach(({ label, tag, answer, correct, finish_reason }, n) =>
+      Object.assign(this.threads[n], { label, tag, answer, correct, finish_reason }),
+    );
+    this.chosen = report.chosen;
+    this.chosenBy = report.chosen_by;
+    this.seconds = report.seconds;
+    this.finished = true;
+  }
+
+  gate(): number {
+    return 1; // weights are those behind the gate
+  }
+
+  entries(_layer: number, _view: number, thread: number, step: number): Entry[] {
+    return this.tokens[thread][step]?.exchanges ?? [];
+  }
+
+  heat(_kind: string, _layer: number, _view: number, thread: number, step: number): number {
+    return this.entries(0, 0, thread, step).reduce((sum, entry) => sum + entry.weight, 0);
+  }
+
+  facts(_layer: number, thread: number, step: number): [string, string][] {
+    if (step < this.threads[thread].given) return [["given", "part of the opening, not chosen"]];
+    return this.layers.length ? [["strongest readings", percent(this.heat("", 0, 0, thread, step))]] : [];
+  }
+}
