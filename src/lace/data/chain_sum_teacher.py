@@ -1,7 +1,8 @@
 """A symbolic teacher for chained sums: threads that slip as the model does, and correct themselves and one another.
 
 All threads take the same blocks of terms in the same steps, each in an order of its own, so that the slip of one is
-rarely that of another. Behind a block every thread looks at the others (`see`), and writes a verdict and the right
+rarely that of another. Behind a block every thread says its value a second time, which is what makes it readable for the
+others (the lattice reads what a layer's attention has fetched), looks at them (`see`), and writes a verdict and the right
 value: `fix` if its own was wrong, `keep` if another thread was seen to have a wrong one, else `ok`. The right value is
 always what is learned: a model weighs what it computes itself against what the others have written. What is not learned
 is the slip.
@@ -64,6 +65,7 @@ def write_chain_sum(
                 if value != x + term:
                     slips[n].add(len(words) - 2)
                 hands[n] = value
+            words[-1] = str(hands[n])  # said twice, or the others could not read it
         written, leaving = len(tokens[0]) - 2, list(hands)
         agreed = all(hand == right for hand in hands) or not coordinated
         for n, words in enumerate(tokens):
@@ -103,7 +105,7 @@ def write_votes(labels: list[int], rng: Random, rounds: int = 8) -> tuple[Lattic
         agreed = all(value == right for value in values)
         for n, (words, value) in enumerate(zip(tokens, values, strict=True)):
             given[n].add(written)
-            words += [str(value), ",", "see", _verdict(value, right, agreed), str(right), ","]
+            words += [str(value), str(value), "see", _verdict(value, right, agreed), str(right), ","]
             references[n] += _on_others(n, len(labels), written)
     return _record("Compute", labels, tokens, references), given
 
