@@ -79,9 +79,9 @@ def test_verdicts_say_who_was_wrong() -> None:
 
     record, slips = write_chain_sum(puzzle, LABELS, Scripted(0), coordinated=True, adder=adder)
     texts = [" ".join(thread.tokens[3:]) for thread in record.threads]
-    assert texts[0] == "112 + 35 = 147 , 147 - 68 = 79 , see keep 79 , answer: 79 [[success]] <eos>"
-    assert texts[1] == "112 + 35 = 147 , 147 - 68 = 80 , see fix 79 , answer: 79 [[best]] <eos>"
-    assert texts[2].startswith("112 - 68 = 44 , 44 + 35 = 79 , see keep 79 ,")
+    assert texts[0] == "112 + 35 = 147 , 147 - 68 = 79 79 see keep 79 , answer: 79 [[success]] <eos>"
+    assert texts[1] == "112 + 35 = 147 , 147 - 68 = 80 80 see fix 79 , answer: 79 [[best]] <eos>"
+    assert texts[2].startswith("112 - 68 = 44 , 44 + 35 = 79 79 see keep 79 ,")
     assert slips == [set(), {13}, set()]
     assert record.threads[1].tokens[13] == "80"
     verdict = record.threads[1].tokens.index("fix")
