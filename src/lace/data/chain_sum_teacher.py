@@ -1,11 +1,11 @@
 """A symbolic teacher for chained sums: threads that slip as the model does, and correct themselves and one another.
 
 All threads take the same blocks of terms in the same steps, each in an order of its own, so that the slip of one is
-rarely that of another. Behind a block every thread says its value a second time, which is what makes it readable for the
-others (the lattice reads what a layer's attention has fetched), looks at them (`see`), and writes a verdict and the right
-value: `fix` if its own was wrong, `keep` if another thread was seen to have a wrong one, else `ok`. The right value is
-always what is learned: a model weighs what it computes itself against what the others have written. What is not learned
-is the slip.
+rarely that of another. Behind a block every thread says its value a second time, which is what makes it readable for
+the others (the lattice reads what a layer's attention has fetched), looks at them (`see`), and writes a verdict and
+the right value: `fix` if its own was wrong, `keep` if another thread was seen to have a wrong one, else `ok`. The
+right value is always what is learned: a model weighs what it computes itself against what the others have written.
+What is not learned is the slip.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ itself. A *trace* takes the terms in blocks of three, in any order, and ends eac
 
     112 + 35 = 147 , 147 - 68 = 79 , 79 + 20 = 99 99 ok 99 , ...
 
-The value of a block is said twice. A thread that looks at others says `see` before its verdict. `ok`: this value stands, and nobody was seen to have
-another; `keep`: it stands against another thread's; `fix`: it was wrong, and the value behind the word replaces it.
-Values are whole numbers from 1 to `MAX_VALUE`, whichever order the terms of a block are taken in.
+The value of a block is said twice. A thread that looks at others says `see` before its verdict. `ok`: this value
+stands, and nobody was seen to have another; `keep`: it stands against another thread's; `fix`: it was wrong, and the
+value behind the word replaces it. Values are whole numbers from 1 to `MAX_VALUE`, whichever order the terms of a
+block are taken in.
 """
 
 from __future__ import annotations
