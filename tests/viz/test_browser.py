@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromium import needs_chromium, started_browser, watched_page
+from chromium import needs_chromium, watched_page
 from lace.viz.page import build_page
 from lace.viz.trace import Trace
 from traces import synthetic_trace
@@ -26,12 +25,6 @@ HOSTILE = [
     "🧵👩‍🚀",
     "a" * 10_000,
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with started_browser() as started:
-        yield started
 
 
 class Opened:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lace import __version__
@@ -121,15 +121,17 @@ def create_app(
         """Threads of one lattice for each prompt go on with it."""
         return await _answer(http, request, CompletionReply, worker, settings, shipped)
 
+    live_html, viewer_html = (page.read_text(encoding="utf-8") for page in (LIVE, VIEWER))
+
     @app.get("/", include_in_schema=False)
     async def live_page() -> Response:
         """Where people watch threads at work; all it knows comes from the paths above."""
-        return FileResponse(LIVE, headers=PAGE_HEADERS)
+        return HTMLResponse(live_html, headers=PAGE_HEADERS)
 
     @app.get("/viewer.html", include_in_schema=False)
     async def viewer() -> Response:
         """What the live page puts a recording into."""
-        return FileResponse(VIEWER, headers=PAGE_HEADERS)
+        return HTMLResponse(viewer_html, headers=PAGE_HEADERS)
 
     return app
 
