@@ -174,7 +174,7 @@ def poison_unused(scheduler: Scheduler) -> None:
         window = scheduler.lattice_cache.window
         for buffer in (scheduler.lattice_cache.keys, scheduler.lattice_cache.values):
             buffer[:, len(window.starts) :] = torch.nan
-            buffer[:, :, : window.first] = torch.nan
+            buffer[:, :, : max(0, window.first - 1)] = torch.nan  # the null entries stand right before the window
             buffer[:, :, window.end :] = torch.nan
             buffer[:, :, :, scheduler.lattice_cache.threads :] = torch.nan
         steps_LSN = scheduler.lattice_cache.steps_LSN  # as if there were something to be read

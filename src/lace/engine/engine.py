@@ -69,7 +69,7 @@ class Engine:
         """
         lattices = self._admit(prompts, params, strategy, lazy=True)
         for batch in self._batches(lattices, strategy):
-            for _ in self._decode(batch, strategy):
+            for _ in self.steps(batch, strategy):
                 pass
         return [lattice.result() for lattice in lattices]
 
@@ -90,7 +90,7 @@ class Engine:
         def events() -> Iterator[TokenEvent | LatticeResult]:
             for batch in self._batches(lattices, strategy):
                 open_lattices = list(batch)
-                for step_events in self._decode(batch, strategy):
+                for step_events in self.steps(batch, strategy):
                     yield from step_events
                     for lattice in [lattice for lattice in open_lattices if not lattice.running]:
                         open_lattices.remove(lattice)
@@ -191,8 +191,8 @@ class Engine:
     # --- decoding -----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _decode(self, lattices: list[Lattice], strategy: str) -> Iterator[list[TokenEvent]]:
-        """Runs a batch to its end; yields the events of each step."""
+    def steps(self, lattices: list[Lattice], strategy: Strategy) -> Iterator[list[TokenEvent]]:
+        """Runs new lattices as one batch to its end; yields the events of each step."""
         started = time.perf_counter()
         state = _DecodingState(self.model, lattices, strategy)
         step = 0
@@ -321,9 +321,9 @@ class _DecodingState:
         live_R = torch.tensor(live, device=self.device)
         arguments = {}
         if self.lattice_cache is not None:
-            steps = torch.where(live_R, step, -1)[:, None]
+            steps = [step if alive else -1 for alive in live]
             arguments = {
-                "steps": steps,
+                "steps": torch.tensor(steps, device=self.device)[:, None],
                 "thread_ids": self.thread_ids_R,
                 "lattice_rows": self.lattice_rows,
                 "lattice_cache": self.lattice_cache,

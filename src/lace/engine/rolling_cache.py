@@ -23,9 +23,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from lace.lattice.attention import LatticeAttention
 from lace.lattice.cache import LatticeCache
-from lace.lattice.graft import lattice_layers
+from lace.lattice.graft import lattice_layers, null_keys
 
 
 def roomy(length: int) -> int:
@@ -191,31 +190,32 @@ class RollingLatticeCache(LatticeCache):
     """
 
     def __init__(self, model: PreTrainedModel, budget: int) -> None:
-        layers = lattice_layers(model)
-        weight, count = layers[0].up_proj.weight, sum(isinstance(layer, LatticeAttention) for layer in layers)
-        super().__init__(layers[0].config, count, 0, 0, 0, weight.dtype, weight.device)
         self.budget, self.window = budget, Window(0)
         self.threads = 0
         """Of the widest lattice now; no more are read."""
-        self._absent_LTN1 = torch.empty(0)
+        super().__init__(lattice_layers(model)[0].config, null_keys(model), 0, 0, 0)
+
+    @property
+    def first(self) -> int:
+        """The first slot that is read."""
+        return self.window.first
+
+    def _box(self, start: int, stop: int) -> tuple[slice, slice, slice]:
+        return slice(len(self.window.starts)), slice(start, stop), slice(self.threads)
 
     def make_room(self, threads: int, longest: int) -> None:
         """Changes the shape of the buffers if one more lattice, `threads` threads or `longest` steps would not fit."""
         used, (lattices, steps, widest) = len(self.window.starts), self.steps_LSN.shape
         if used < lattices and threads <= widest and longest < steps:
             return
-        steps = roomy(longest)
+        steps, kept = roomy(longest), slice(self.threads)
         before, after = self.window.slide(self.window.end - self.window.first)
         self.window.columns = steps
-        shape = (self.budget // (threads * steps), steps, threads)
-        old_keys, old_values, old_steps = self.keys, self.values, self.steps_LSN
-        self.keys = old_keys.new_empty(len(old_keys), *shape, old_keys.shape[-1])
-        self.values = torch.empty_like(self.keys)
-        self.steps_LSN = old_steps.new_empty(shape)
-        kept = slice(0, self.threads)
-        self.keys[:, :used, after, kept] = old_keys[:, :used, before, kept]
-        self.values[:, :used, after, kept] = old_values[:, :used, before, kept]
+        old_written, old_steps = self.written, self.steps_LSN
+        self._allocate(self.budget // (threads * steps), threads, steps)
+        self.written[:, :used, after, kept] = old_written[:, :used, before, kept]
         self.steps_LSN[:used, after, kept] = old_steps[:used, before, kept]
+        self._describe_window()
 
     def join(self, threads: int) -> None:
         """Adds a lattice behind the others; where it will be read, nothing is left of who was there before."""
@@ -224,11 +224,18 @@ class RollingLatticeCache(LatticeCache):
         self._clear(slice(place), span, slice(former, self.threads))
         self._clear(slice(place, place + 1), span, slice(self.threads))
         self.window.starts.append(self.window.end)
+        self._describe_window()
 
     def _clear(self, places: slice, steps: slice, threads: slice) -> None:
-        self.keys[:, places, steps, threads] = 0
-        self.values[:, places, steps, threads] = 0
+        self.written[:, places, steps, threads] = 0
         self.steps_LSN[places, steps, threads] = -1
+
+    def _describe_window(self) -> None:
+        """Makes the mask anew, and the null entries, which stand before the window."""
+        lattices, slots, threads = self._box(self.window.first, self.window.end)
+        places = slice(1 + slots.start, 1 + slots.stop)
+        self.added_LNSN[lattices, threads, places, threads] = self._added(self.steps_LSN[lattices, slots, threads] < 0)
+        self._write_null_slot()
 
     def drop(self, gone: set[int], threads: int) -> list[int]:
         """Frees places; returns the former place of each that is left, the widest of which has so many threads."""
@@ -236,38 +243,21 @@ class RollingLatticeCache(LatticeCache):
         order = self.window.without(gone)
         for place, former in enumerate(order):
             if place != former:
-                for buffer_LS in (*self.keys, *self.values, self.steps_LSN):
+                for buffer_LS in (*self.written, self.steps_LSN):
                     buffer_LS[place, span] = buffer_LS[former, span]
         self.threads = threads
+        self._describe_window()
         return order
 
-    def advance(self, steps_LNT: torch.Tensor) -> tuple[slice, torch.Tensor]:
+    def advance(self, steps_LNT: torch.Tensor) -> slice:
         """As of any lattice cache; the pass covers one step."""
         window, lattices = self.window, len(self.window.starts)
         if window.end == window.columns:
             before, after = window.slide(window.end - window.first)
-            for buffer_LS in (*self.keys, *self.values, self.steps_LSN):
+            for buffer_LS in (*self.written, self.steps_LSN):
                 buffer_LS[:lattices, after] = buffer_LS[:lattices, before].clone()
+            self._describe_window()
         slots = slice(window.end, window.end + 1)
-        steps_LTN = steps_LNT.transpose(1, 2)
-        self.steps_LSN[:lattices, slots, : self.threads] = steps_LTN
-        self._absent_LTN1 = (steps_LTN < 0)[..., None]
+        self._mark(slots, steps_LNT)
         window.end += 1
-        return slots, self.steps_LSN[:lattices, window.span, : self.threads]
-
-    def update(
-        self, layer: int, slots: slice, keys_LTNK: torch.Tensor, values_LTNK: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes one layer's new entries; returns what `read` does.
-
-        A thread that is not there gets zeros: what is given for it is the entry of some row of another lattice.
-        """
-        lattices = len(self.window.starts)
-        self.keys[layer, :lattices, slots, : self.threads] = keys_LTNK.masked_fill(self._absent_LTN1, 0)
-        self.values[layer, :lattices, slots, : self.threads] = values_LTNK.masked_fill(self._absent_LTN1, 0)
-        return self.read(layer, slots)
-
-    def read(self, layer: int, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer's keys and values up to the end of `slots`, both (L, S, N, K)."""
-        lattices, steps = len(self.window.starts), slice(self.window.first, slots.stop)
-        return self.keys[layer, :lattices, steps, : self.threads], self.values[layer, :lattices, steps, : self.threads]
+        return slots

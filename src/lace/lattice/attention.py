@@ -18,34 +18,39 @@ S steps that can be read, D width of the SDPA output, H query heads, K dimension
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
-from lace.lattice.cache import LatticeCache
+from lace.lattice.cache import DecodingWeights, LatticeCache
 from lace.lattice.config import LatticeConfig
-from lace.lattice.rope import lattice_angles, rotate
+from lace.lattice.grid import RowGrid
+from lace.lattice.rope import half_turned, rotate, turned_angles
 from lace.lattice.visibility import visible
+
+EPSILON = 1e-6
+"""Of the norm of the down-projected input."""
 
 
 @dataclass(frozen=True)
 class ThreadLayout:
-    """Where the rows of one forward pass stand in their lattices; made once a pass, shared by all grafted layers."""
+    """Where the rows of one forward pass stand in their lattices; made once a pass, shared by all grafted layers.
 
-    rows_LN: torch.Tensor
-    """Row of each thread, 0 where there is none (such entries are never visible)."""
-    place_R: torch.Tensor
-    """Index of each row in the flattened (L, N) grid."""
-    cos_RTK: torch.Tensor
-    sin_RTK: torch.Tensor
-    seen_LQE: torch.Tensor
-    """Which of the E = 1 + S * N entries (null, then time-major) each of the Q = N * T queries (thread-major) reads."""
-    written_RT: torch.Tensor
-    """Which tokens are in the lattice: what threads have written, not prompt and padding."""
+    What not every pass needs is made when it is first asked for.
+    """
+
+    config: LatticeConfig
+    grid: RowGrid
+    steps_RT: torch.Tensor
+    steps_LNT: torch.Tensor
     cache: LatticeCache | None
     slots: slice
     """Slots of the cache that this pass writes."""
-    _added: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False)
+    one_step: bool
+    """Whether the pass is an ordinary step of decoding: each thread reads all entries so far, its own apart."""
+    _by_dtype: dict[tuple[str, torch.dtype], Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -63,40 +68,86 @@ class ThreadLayout:
             steps: (R, T) generated step of each token, -1 for prompt and padding.
             thread_ids: (R,) id of each row's thread in its lattice.
             lattice_rows: (L, N) rows of each lattice, -1 for no thread. Each row stands in exactly one lattice.
-            cache: earlier entries; the pass then covers the next T steps of all its lattices in lock-step.
+            cache: earlier entries; the pass then covers the next T steps of all its lattices in lock-step. While the
+                same tensors `thread_ids` and `lattice_rows` are given again, they must not have been changed.
         """
-        present_LN = lattice_rows >= 0
-        rows_LN = lattice_rows.clamp(min=0)
-        # The inverse of lattice_rows; absent threads go to a spare last place, so that no device sync is needed.
-        count = thread_ids.shape[0]
-        places = torch.arange(rows_LN.numel(), device=rows_LN.device)
-        target = torch.where(present_LN, lattice_rows, count).flatten()
-        place_R = places.new_zeros(count + 1).scatter_(0, target, places)[:count]
-        steps_LNT = torch.where(present_LN[..., None], steps[rows_LN], -1)
-        slots = slice(0, steps.shape[1])
-        key_steps_LSN = steps_LNT.transpose(1, 2)
+        grid = cache.grid if cache is not None else None
+        if grid is None or grid.lattice_rows is not lattice_rows or grid.thread_ids is not thread_ids:
+            grid = RowGrid.build(config, lattice_rows, thread_ids, look=cache is not None)
+        steps_LNT = grid.of_threads(steps)
+        slots, one_step = slice(0, steps.shape[1]), False
         if cache is not None:
-            slots, key_steps_LSN = cache.advance(steps_LNT)
-        threads = torch.arange(rows_LN.shape[1], device=rows_LN.device)
+            cache.grid, slots = grid, cache.advance(steps_LNT)
+            plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled(steps.device.type)
+            memory = config.visibility != "same_step" and cache.source_L is None
+            one_step = plain and memory and steps.shape[1] == 1
+        return cls(config, grid, steps, steps_LNT, cache, slots, one_step)
+
+    @property
+    def rows_LN(self) -> torch.Tensor:
+        """Row of each thread, 0 where there is none (such entries are never visible)."""
+        return self.grid.rows_LN
+
+    @property
+    def place_R(self) -> torch.Tensor:
+        """Index of each row in the flattened (L, N) grid."""
+        return self.grid.place_R
+
+    @cached_property
+    def written_RT(self) -> torch.Tensor:
+        """Which tokens are in the lattice: what threads have written, not prompt and padding."""
+        return self.steps_RT >= 0
+
+    @cached_property
+    def angles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of each token's rotary angles, both (R, T, K) in float32."""
+        return turned_angles(self.steps_RT, self.grid.time_K, self.grid.thread_R1K)
+
+    @cached_property
+    def seen_LQE(self) -> torch.Tensor:
+        """Which of the E = 1 + S * N entries (null, then time-major) the Q = N * T queries (thread-major) see."""
+        key_steps_LSN = self.steps_LNT.transpose(1, 2) if self.cache is None else self.cache.steps_read(self.slots)
+        threads = torch.arange(self.steps_LNT.shape[1], device=self.steps_LNT.device)
         same_NN = threads[:, None] == threads
         seen_LNTSN = visible(
-            steps_LNT[:, :, :, None, None],
+            self.steps_LNT[:, :, :, None, None],
             key_steps_LSN[:, None, None],
             same_NN[None, :, None, None],
-            config.visibility,
-            config.read_self,
+            self.config.visibility,
+            self.config.read_self,
         )
-        cos, sin = lattice_angles(config, steps, thread_ids)
-        seen_LQE = nn.functional.pad(seen_LNTSN.flatten(3).flatten(1, 2), (1, 0), value=True)
-        return cls(rows_LN, place_R, cos, sin, seen_LQE, steps >= 0, cache, slots)
+        return nn.functional.pad(seen_LNTSN.flatten(3).flatten(1, 2), (1, 0), value=True)
+
+    def angles_as(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """`angles`, rounded once a pass."""
+        if dtype == torch.float32:
+            return self.angles
+        key = "angles", dtype
+        if key not in self._by_dtype:
+            self._by_dtype[key] = tuple(angles.to(dtype) for angles in self.angles)
+        cos_RTK, sin_RTK = self._by_dtype[key]
+        return cos_RTK, sin_RTK
 
     def added_to_scores(self, dtype: torch.dtype) -> torch.Tensor:
         """(L, 1, Q, E) 0 where an entry is seen, else -inf. SDPA would make it of the booleans in every layer anew."""
-        if dtype not in self._added:
+        key = "added", dtype
+        if key not in self._by_dtype:
             unseen_L1QE = ~self.seen_LQE[:, None]
             zeros_L1QE = torch.zeros(unseen_L1QE.shape, dtype=dtype, device=unseen_L1QE.device)
-            self._added[dtype] = zeros_L1QE.masked_fill_(unseen_L1QE, -torch.inf)
-        return self._added[dtype]
+            self._by_dtype[key] = zeros_L1QE.masked_fill_(unseen_L1QE, -torch.inf)
+        added: torch.Tensor = self._by_dtype[key]
+        return added
+
+    @property
+    def step_end(self) -> int:
+        """Slot before which a step of decoding reads: its own entries are not there yet if time is `strict`."""
+        return self.slots.start if self.config.visibility == "strict" else self.slots.stop
+
+    @cached_property
+    def step_added_to_scores(self) -> torch.Tensor:
+        """(L, 1, N, E) of a step of decoding, from the cache."""
+        assert self.cache is not None
+        return self.cache.added_to_scores(self.step_end)
 
 
 class LatticeAttention(nn.Module):
@@ -117,7 +168,7 @@ class LatticeAttention(nn.Module):
         heads, dim = config.num_heads, config.head_dim
         self.split = [heads * dim, dim, dim, heads if config.gate == "head" else 0]
         self.down_proj = nn.Linear(width, config.low_dim, bias=False)
-        self.norm = nn.RMSNorm(config.low_dim, eps=1e-6)
+        self.norm = nn.RMSNorm(config.low_dim, eps=EPSILON)
         self.qkvg_proj = nn.Linear(config.low_dim, sum(self.split), bias=False)
         self.null_key = nn.Parameter(torch.empty(dim))
         self.up_proj = nn.Linear(heads * dim, width, bias=False)
@@ -134,12 +185,14 @@ class LatticeAttention(nn.Module):
 
     def forward(self, x_RTD: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
         """What the threads' reading adds to the SDPA output; (R, T, D) to (R, T, D)."""
+        if layout.one_step:
+            return self._one_step(x_RTD, layout)
         rows, tokens, _ = x_RTD.shape
         heads, dim = self.config.num_heads, self.config.head_dim
         z_RTZ = self.norm(self.down_proj(x_RTD))
         q, k_RTK, v_RTK, g_RTH = self.qkvg_proj(z_RTZ).split(self.split, dim=-1)
         q_RTHK = q.unflatten(-1, (heads, dim))
-        cos, sin = layout.cos_RTK.to(q.dtype), layout.sin_RTK.to(q.dtype)
+        cos, sin = layout.angles_as(q.dtype)
         q_RTHK = rotate(q_RTHK, cos[:, :, None], sin[:, :, None])
         k_RTK = rotate(k_RTK, cos, sin)
         if self.cut_gradients:
@@ -168,3 +221,54 @@ class LatticeAttention(nn.Module):
             read_RTHK = read_RTHK * torch.sigmoid(g_RTH)[..., None]
         added_RTD: torch.Tensor = self.up_proj(read_RTHK.reshape(rows, tokens, -1))
         return added_RTD
+
+    def _one_step(self, x_R1D: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
+        """The same for a step of decoding, in a third of the operators."""
+        cache, grid = layout.cache, layout.grid
+        assert cache is not None
+        if self.index not in cache.weights:
+            cache.weights[self.index] = self.decoding_weights()
+        weights = cache.weights[self.index]
+        rows, heads, dim, low = len(x_R1D), self.config.num_heads, self.config.head_dim, self.config.low_dim
+        turning, keys = (heads + 1) * dim, heads * dim
+        z_RY = nn.functional.layer_norm(x_R1D.flatten(1) @ weights.down_DY, (2 * low,), weights.norm_Y, None, EPSILON)
+        qkv_RX, turned_RX, g_RH = (z_RY[:, :low] @ weights.proj_ZX).tensor_split((turning + dim, 2 * turning + dim), 1)
+        cos_R1K, sin_R1K = layout.angles_as(qkv_RX.dtype)
+        qk_RJK = qkv_RX[:, :turning].unflatten(1, (-1, dim))  # J = H + 1, the queries and the key
+        qk_RJK.mul_(cos_R1K).addcmul_(turned_RX.unflatten(1, (-1, dim)), sin_R1K)
+
+        qkv_LNX = qkv_RX.unflatten(0, grid.rows_LN.shape) if grid.in_order else qkv_RX[grid.rows_LN]
+        entries_L1NX = qkv_LNX[:, None, :, keys:]
+        if not grid.in_order:
+            entries_L1NX = entries_L1NX.masked_fill(cache.unwritten_LTN[..., None], 0)
+        cache.write(self.index, layout.slots, entries_L1NX)
+        k_LEK, v_LEK = cache.read_with_null(self.index, layout.step_end)
+        read_LHNK = nn.functional.scaled_dot_product_attention(
+            qkv_LNX[..., :keys].unflatten(2, (heads, dim)).transpose(1, 2),
+            k_LEK[:, None].expand(-1, heads, -1, -1),
+            v_LEK[:, None].expand(-1, heads, -1, -1),
+            attn_mask=layout.step_added_to_scores,
+        )
+        read_RHK = read_LHNK.transpose(1, 2).flatten(0, 1)
+        if not grid.in_order:
+            read_RHK = read_RHK[grid.place_R]
+        if self.config.gate == "head":
+            read_RHK = read_RHK * g_RH.sigmoid()[..., None]
+        added_R1D: torch.Tensor = self.up_proj(read_RHK.reshape(rows, 1, -1))
+        return added_R1D
+
+    @torch.no_grad()
+    def decoding_weights(self) -> DecodingWeights:
+        """The weights as `_one_step` uses them.
+
+        The down-projection is doubled to (W, -W): the mean of z and -z is zero, so that layer norm, one operator, is
+        RMS norm, which is many. The second projection also yields q and k turned by a right angle, so that rotating
+        them is a sum of two products.
+        """
+        q_k, v, g = self.qkvg_proj.weight.split([sum(self.split[:2]), *self.split[2:]])
+        turned = half_turned(q_k.unflatten(0, (-1, self.config.head_dim)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+        return DecodingWeights(
+            torch.cat((self.down_proj.weight, -self.down_proj.weight)).T.contiguous(),
+            self.norm.weight.repeat(2),
+            torch.cat((q_k, v, turned, g)).T.contiguous(),
+        )

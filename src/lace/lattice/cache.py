@@ -1,24 +1,43 @@
 """The lattice cache: what the threads of each lattice have written so far, time-major in preallocated buffers.
 
-Shape letters: L lattices, N threads of a lattice, S steps, K dimensions of a head.
+One buffer holds keys and values side by side, and before the first step a slot of null entries, so that a step writes
+one place and reads one contiguous piece. Beside it grows the mask of who may read what: an entry that can be read stays
+readable, so each step adds its own entries and nothing else.
+
+Shape letters: Y grafted layers, L lattices, N threads of a lattice, S steps, T steps of a pass, K dimensions of a head.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from lace.lattice.config import LatticeConfig
+from lace.lattice.grid import RowGrid
+
+NOTHING_BUT_NULL = 1e5
+"""Added to the score of the null entry, it leaves exactly nothing of the others."""
+
+
+class DecodingWeights(NamedTuple):
+    """Weights of one layer, laid out for decoding with few operators; see `LatticeAttention.decoding_weights`."""
+
+    down_DY: torch.Tensor
+    norm_Y: torch.Tensor
+    proj_ZX: torch.Tensor
 
 
 class LatticeCache:
     """Keys and values of every grafted layer, shared by all query heads. Slot s holds the entries of step s.
 
     All lattices of a cache advance in lock-step: a forward pass writes steps `length`..`length + T - 1`. Entries are
-    marked as written per thread, so a thread that has finished stays readable and one that never wrote is not.
+    marked as written per thread, so a thread that has finished stays readable and one that never wrote is not. A cache
+    belongs to the weights that have written it: whoever changes them makes a new one.
 
     Args:
         config: the lattice's config.
-        num_layers: grafted layers.
+        null_keys_YK: the learned null key of each layer; its dtype and device are the cache's.
         lattices, threads, max_steps: the sizes L, N and S.
         swapped: each lattice reads the next one's entries and the last one the first's, none its own. A control: if
             the answers are as good then, what threads read of each other does not matter.
@@ -27,30 +46,93 @@ class LatticeCache:
     def __init__(
         self,
         config: LatticeConfig,
-        num_layers: int,
+        null_keys_YK: torch.Tensor,
         lattices: int,
         threads: int,
         max_steps: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
         *,
         swapped: bool = False,
     ) -> None:
-        shape = (num_layers, lattices, max_steps, threads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.steps_LSN = torch.full((lattices, max_steps, threads), -1, device=device)
-        """Step of each entry, -1 where nothing was written."""
-        self.source_L = torch.arange(lattices, device=device).roll(-1) if swapped else None
+        self.config, self.null_keys_YK = config, null_keys_YK.detach()
+        self._allocate(lattices, threads, max_steps)
+        self.source_L = torch.arange(lattices, device=null_keys_YK.device).roll(-1) if swapped else None
         """Whose entries each lattice reads; None where each reads its own."""
         self.length = 0
         """Steps so far, those of the running forward pass included."""
+        self.grid: RowGrid | None = None
+        """Of the last pass."""
+        self.weights: dict[int, DecodingWeights] = {}
+        """By the layer's place among the grafted ones."""
+        self._write_null_slot()
 
-    def advance(self, steps_LNT: torch.Tensor) -> tuple[slice, torch.Tensor]:
+    def _allocate(self, lattices: int, threads: int, steps: int) -> None:
+        layers, dim = self.null_keys_YK.shape
+        new = self.null_keys_YK
+        self.entries = new.new_empty(layers, lattices, 1 + steps, threads, 2 * dim)
+        """Keys, then values; slot s stands at 1 + s, and before the first slot that is read stand the null entries."""
+        self.steps_LSN = torch.full((lattices, steps, threads), -1, device=new.device)
+        """Step of each entry, -1 where nothing was written."""
+        self.added_LNSN = new.new_empty(lattices, threads, 1 + steps, threads)
+        """What is added to the scores of a thread (N) for each entry (S, N): 0 if it may be read, else -inf."""
+        self._never = new.new_tensor(-torch.inf)
+        between_NN = new.new_zeros(threads, threads)
+        self._between_NN = between_NN if self.config.read_self else between_NN.fill_diagonal_(-torch.inf)
+
+    @property
+    def written(self) -> torch.Tensor:
+        """Keys and values of all slots, (Y, L, S, N, 2 K), a view."""
+        return self.entries[:, :, 1:]
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """(Y, L, S, N, K), a view."""
+        return self.written[..., : self.null_keys_YK.shape[1]]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(Y, L, S, N, K), a view."""
+        return self.written[..., self.null_keys_YK.shape[1] :]
+
+    # --- which part of the buffers is in use --------------------------------------------------------------------
+
+    @property
+    def first(self) -> int:
+        """The first slot that is read."""
+        return 0
+
+    def _box(self, start: int, stop: int) -> tuple[slice, slice, slice]:
+        """Lattices, places from `start` to `stop`, and threads."""
+        return slice(None), slice(start, stop), slice(None)
+
+    def _write_null_slot(self) -> None:
+        """Everybody reads the first null entry and no other; its value is zero."""
+        lattices, place, threads = self._box(self.first, self.first + 1)
+        dim = self.null_keys_YK.shape[1]
+        self.entries[:, lattices, place, threads, :dim] = self.null_keys_YK[:, None, None, None]
+        self.entries[:, lattices, place, threads, dim:] = 0
+        self.added_LNSN[lattices, threads, place, threads] = -torch.inf
+        self.added_LNSN[lattices, threads, place, :1] = 0
+
+    def _added(self, unwritten_LTN: torch.Tensor) -> torch.Tensor:
+        threads = unwritten_LTN.shape[2]
+        between_NN = self._between_NN[:threads, :threads]
+        return torch.where(unwritten_LTN[:, None], self._never, between_NN[:, None])
+
+    def _mark(self, slots: slice, steps_LNT: torch.Tensor) -> None:
+        steps_LTN = steps_LNT.transpose(1, 2)
+        self.unwritten_LTN = steps_LTN < 0
+        """Of the running pass: threads that are not there, or have nothing to write."""
+        self.steps_LSN[self._box(slots.start, slots.stop)] = steps_LTN
+        lattices, places, threads = self._box(1 + slots.start, 1 + slots.stop)
+        self.added_LNSN[lattices, threads, places, threads] = self._added(self.unwritten_LTN)
+
+    # --- a forward pass -----------------------------------------------------------------------------------------
+
+    def advance(self, steps_LNT: torch.Tensor) -> slice:
         """Makes room for the T steps of a forward pass and marks the entries that it will write.
 
         Returns:
-            The slots of these steps, and the steps of all entries that each lattice may read, (L, S, N).
+            The slots of these steps.
 
         Raises:
             ValueError: if they do not fit.
@@ -58,27 +140,53 @@ class LatticeCache:
         start, end = self.length, self.length + steps_LNT.shape[2]
         if end > self.steps_LSN.shape[1]:
             raise ValueError(f"the lattice cache holds {self.steps_LSN.shape[1]} steps, not {end}")
-        self.steps_LSN[:, start:end] = steps_LNT.transpose(1, 2)
+        self._mark(slice(start, end), steps_LNT)
         self.length = end
-        return slice(start, end), self._as_read(self.steps_LSN[:, :end])
+        return slice(start, end)
+
+    def write(self, layer: int, slots: slice, entries_LTNX: torch.Tensor) -> None:
+        """Writes one layer's new keys and values, side by side."""
+        self.entries[(layer, *self._box(1 + slots.start, 1 + slots.stop))] = entries_LTNX
 
     def update(
         self, layer: int, slots: slice, keys_LTNK: torch.Tensor, values_LTNK: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes one layer's new entries; returns what `read` does."""
-        self.keys[layer, :, slots] = keys_LTNK
-        self.values[layer, :, slots] = values_LTNK
+        entries_LTNX = torch.cat((keys_LTNK, values_LTNK), dim=-1)
+        # What is given for a thread that is not there is the entry of some row of another lattice.
+        self.write(layer, slots, entries_LTNX.masked_fill(self.unwritten_LTN[..., None], 0))
         return self.read(layer, slots)
 
     def read(self, layer: int, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer's keys and values up to the end of `slots`, as each lattice may read them, both (L, S, N, K)."""
-        return self._as_read(self.keys[layer, :, : slots.stop]), self._as_read(self.values[layer, :, : slots.stop])
+        entries_LSNX = self._as_read(self.entries[(layer, *self._box(1 + self.first, 1 + slots.stop))])
+        keys_LSNK, values_LSNK = entries_LSNX.chunk(2, dim=-1)
+        return keys_LSNK, values_LSNK
 
-    def _as_read(self, entries_LS: torch.Tensor) -> torch.Tensor:
-        return entries_LS if self.source_L is None else entries_LS[self.source_L]
+    def steps_read(self, slots: slice) -> torch.Tensor:
+        """Steps of the entries that `read` returns, (L, S, N)."""
+        return self._as_read(self.steps_LSN[self._box(self.first, slots.stop)])
+
+    def read_with_null(self, layer: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the null slot and the entries before slot `stop`, time-major, both (L, E, K)."""
+        assert self.source_L is None
+        entries_LEX = self.entries[(layer, *self._box(self.first, 1 + stop))].flatten(1, 2)
+        keys_LEK, values_LEK = entries_LEX.chunk(2, dim=-1)
+        return keys_LEK, values_LEK
+
+    def added_to_scores(self, stop: int) -> torch.Tensor:
+        """(L, 1, N, E) for the entries of `read_with_null`, in a pass of one step; threads that write nothing in it
+        read nothing either."""
+        lattices, places, threads = self._box(self.first, 1 + stop)
+        added_LNSN = self.added_LNSN[lattices, threads, places, threads]
+        torch.mul(self.unwritten_LTN[:, 0], NOTHING_BUT_NULL, out=added_LNSN[:, :, 0, 0])
+        return added_LNSN.flatten(2)[:, None]
+
+    def _as_read(self, entries_L: torch.Tensor) -> torch.Tensor:
+        return entries_L if self.source_L is None else entries_L[self.source_L]
 
     def keep_lattices(self, index_L: torch.Tensor) -> None:
         """Keeps only the lattices at `index_L`, in that order; not of a swapped cache, where others may read them."""
         assert self.source_L is None
-        self.keys, self.values = self.keys[:, index_L], self.values[:, index_L]
+        self.entries, self.added_LNSN = self.entries[:, index_L], self.added_LNSN[index_L]
         self.steps_LSN = self.steps_LSN[index_L]

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -188,6 +189,12 @@ def new_lattice_cache(
         model: a grafted model.
         lattices, threads, max_steps, swapped: see `LatticeCache`.
     """
-    config, weight = lattice_layers(model)[0].config, lattice_layers(model)[0].up_proj.weight
-    count = sum(isinstance(layer, LatticeAttention) for layer in lattice_layers(model))
-    return LatticeCache(config, count, lattices, threads, max_steps, weight.dtype, weight.device, swapped=swapped)
+    null_keys_YK = null_keys(model)
+    return LatticeCache(lattice_layers(model)[0].config, null_keys_YK, lattices, threads, max_steps, swapped=swapped)
+
+
+def null_keys(model: PreTrainedModel) -> torch.Tensor:
+    """The null key of each grafted layer, (Y, K); Y is 0 for a control that exchanges nothing."""
+    first = lattice_layers(model)[0]
+    keys = [layer.null_key for layer in lattice_layers(model) if isinstance(layer, LatticeAttention)]
+    return torch.stack(keys).detach() if keys else first.up_proj.weight.new_empty(0, first.config.head_dim)

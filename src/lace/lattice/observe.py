@@ -203,15 +203,13 @@ def reading_parts(
     low_RTZ = nn.functional.linear(x_RTD.float(), module.down_proj.weight.float())
     z_RTZ = nn.functional.rms_norm(low_RTZ, low_RTZ.shape[-1:], module.norm.weight.float(), module.norm.eps)
     q, k_RTK, v_RTK, g_RTH = nn.functional.linear(z_RTZ, module.qkvg_proj.weight.float()).split(module.split, dim=-1)
-    cos, sin = layout.cos_RTK, layout.sin_RTK
+    cos, sin = layout.angles
     q_RTHK = rotate(q.unflatten(-1, (heads, dim)), cos[:, :, None], sin[:, :, None])
     if layout.cache is None:
         k_LSNK = rotate(k_RTK, cos, sin)[layout.rows_LN].transpose(1, 2)
         v_LSNK = v_RTK[layout.rows_LN].transpose(1, 2)
     else:
-        cache, place = layout.cache, (module.index, slice(None), layout.slots)
-        # Writing what stands there already tells what each lattice may read.
-        k_LSNK, v_LSNK = cache.update(module.index, layout.slots, cache.keys[place], cache.values[place])
+        k_LSNK, v_LSNK = layout.cache.read(module.index, layout.slots)
         k_LSNK, v_LSNK = k_LSNK.float(), v_LSNK.float()
     gate_RTH = torch.sigmoid(g_RTH) if module.config.gate == "head" else torch.ones_like(q_RTHK[..., 0])
     return q_RTHK, k_LSNK, v_LSNK, gate_RTH

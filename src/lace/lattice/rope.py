@@ -15,20 +15,44 @@ def _frequencies(dims: int, theta: float, device: torch.device) -> torch.Tensor:
     return theta ** (-torch.arange(0, dims, 2, dtype=torch.float32, device=device) / max(dims, 1))
 
 
+def axis_frequencies(config: LatticeConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Angles by which each dimension turns per step and per thread id, both (K,), each 0 where the other turns."""
+    time_h = _frequencies(config.time_dims, config.time_theta, device)
+    thread_h = _frequencies(config.thread_dims, config.thread_theta, device)
+    time_h, thread_h = (
+        torch.cat((time_h, torch.zeros_like(thread_h))),
+        torch.cat((torch.zeros_like(time_h), thread_h)),
+    )
+    return time_h.repeat(2), thread_h.repeat(2)
+
+
+def turned_angles(
+    steps_RT: torch.Tensor, time_K: torch.Tensor, thread_R1K: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine, both (R, T, K) in float32, of entries at `steps_RT`.
+
+    Args:
+        time_K: see `axis_frequencies`.
+        thread_R1K: angle of each row by its thread.
+    """
+    angles_RTK = torch.addcmul(thread_R1K, steps_RT[..., None].float(), time_K)
+    return angles_RTK.cos(), angles_RTK.sin()
+
+
 def lattice_angles(
     config: LatticeConfig, steps_RT: torch.Tensor, thread_ids_R: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine, both (R, T, K) in float32, for entries at `steps_RT` of threads `thread_ids_R`."""
-    device = steps_RT.device
-    time_RTh = steps_RT[..., None].float() * _frequencies(config.time_dims, config.time_theta, device)
-    thread_Rh = thread_ids_R[:, None].float() * _frequencies(config.thread_dims, config.thread_theta, device)
-    thread_RTh = thread_Rh[:, None].expand(-1, steps_RT.shape[1], -1)
-    half_RTh = torch.cat((time_RTh, thread_RTh), dim=-1)
-    angles_RTK = torch.cat((half_RTh, half_RTh), dim=-1)
-    return angles_RTK.cos(), angles_RTK.sin()
+    time_K, thread_K = axis_frequencies(config, steps_RT.device)
+    return turned_angles(steps_RT, time_K, (thread_ids_R[:, None].float() * thread_K)[:, None])
+
+
+def half_turned(x: torch.Tensor) -> torch.Tensor:
+    """Each pair (x[i], x[i + K/2]) of the last dimension turned by a right angle."""
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((-right, left), dim=-1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turns each pair (x[i], x[i + K/2]) of the last dimension by its angle; cos and sin broadcast against x."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return x * cos + half_turned(x) * sin
