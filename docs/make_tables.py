@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lace.bench.report import markdown as bench
 from lace.eval.table import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def render(text: str) -> str:
     """README text with every table made anew."""
     for path in sorted((ROOT / "docs" / "results").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        table = (markdown if "groups" in report else step_time)(report)
+        table = (markdown if "groups" in report else bench if "bench" in report else step_time)(report)
         pattern = re.compile(rf"(<!-- {path.stem} -->\n).*?(<!-- end {path.stem} -->)", re.DOTALL)
         text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
     return text

@@ -68,8 +68,8 @@ def evaluate(
     from lace.tasks.task import get_task
 
     get_task(task)
-    counts = _positive(threads, "--threads")
-    budgets = [MAX_TOKENS[task]] if max_tokens is None else _positive(max_tokens, "--max-tokens")
+    counts = positive_numbers(threads, "--threads")
+    budgets = [MAX_TOKENS[task]] if max_tokens is None else positive_numbers(max_tokens, "--max-tokens")
     if n < 1:
         raise ValueError(f"--n must be at least 1, not {n}")
     sampling = SamplingParams(temperature=TEMPERATURE[task] if temperature is None else temperature, top_p=top_p)
@@ -142,7 +142,7 @@ def _entry(text: str, sampling: SamplingParams) -> Entry:
     return Entry(label, model, chosen[0], sampling)
 
 
-def _positive(text: str, option: str) -> list[int]:
+def positive_numbers(text: str, option: str) -> list[int]:
     """Different whole numbers from 1 on, in the order given."""
     for part in text.split(","):
         if not part.strip().isdecimal() or int(part) < 1:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from lace.cli import data, evaluate, graft, info, plot, serve, solve, train, view
+from lace.cli import bench, data, evaluate, graft, info, plot, serve, solve, train, view
 
 app = typer.Typer(
     name="lace",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("solve")(solve.solve)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("graft")(graft.graft)
 app.command("info")(info.info)
 app.command("plot")(plot.plot)

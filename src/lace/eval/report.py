@@ -10,10 +10,7 @@ Shape letters: S training seeds, P puzzles.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +19,7 @@ from numpy.typing import NDArray
 from lace.eval.outcome import METRICS, YES_OR_NO, Outcome
 from lace.eval.run import Cell, Entry
 from lace.eval.stats import Estimate, bootstrap_difference, bootstrap_mean, holm, mcnemar, permutation, wilson
-from lace.provenance import source_commit
+from lace.provenance import machine, source_commit
 
 SELECTIONS = ("vote@N", "self_verified")
 """How isolated threads can choose their answer without talking."""
@@ -90,7 +87,7 @@ def make_report(
         "against": against,
         "command": command,
         "commit": source_commit(),
-        "machine": _machine(),
+        "machine": machine(),
         "entries": [
             {"label": entry.label, **_settings(entry), "model": entry.model, "weights": weights[entry.model]}
             for entry in dict.fromkeys(cell.entry for cell in results)
@@ -196,22 +193,3 @@ def _compare(left: str, first_SP: NDArray[np.float64], right: str, second_SP: ND
     test = mcnemar(first_SP[0], second_SP[0]) if exact else permutation(first_SP, second_SP)
     difference = bootstrap_difference(first_SP, second_SP).to_dict()
     return {"difference": difference, "test": test.test, "differing": test.differing, "p": test.p}
-
-
-# --- where it was made ------------------------------------------------------------------------------------------
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-    }

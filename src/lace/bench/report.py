@@ -1,0 +1,122 @@
+"""The report of `lace bench`: JSON, and tables made from it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from lace.bench.operators import count_operators
+from lace.bench.subjects import shape_size
+from lace.bench.times import SIDES, step_times, throughput
+from lace.engine.engine import Engine
+from lace.provenance import machine, source_commit
+
+CACHE_SHAPES = ("qwen3-1.7b", "qwen3-4b")
+Rows = list[dict[str, Any]]
+
+
+def operator_rows(engine: Engine, threads: list[int], context: int) -> Rows:
+    rows = []
+    for count in threads:
+        on, off = (count_operators(engine, count, context, side) for side in SIDES)
+        ratios = {"leaf_ratio": on.leaf / off.leaf, "compute_ratio": on.compute / off.compute}
+        rows.append({"threads": count, "on": on._asdict(), "off": off._asdict(), **ratios})
+    return rows
+
+
+def cache_rows() -> Rows:
+    """Bytes per token of a thread, in bfloat16."""
+    sizes = {name: shape_size(name) for name in CACHE_SHAPES}
+    return [
+        {
+            "shape": name,
+            "lattice_bytes": size.lattice_bytes,
+            "main_bytes": size.main_bytes,
+            "share": size.lattice_bytes / size.main_bytes,
+        }
+        for name, size in sizes.items()
+    ]
+
+
+def step_rows(
+    engine: Engine, threads: list[int], context: int, lengths: list[int], rounds: int, progress: Callable[[], None]
+) -> Rows:
+    found = [step_times(engine, count, context, lengths, rounds, progress) for count in threads]
+    return [asdict(row) for rows in found for row in rows]
+
+
+def throughput_rows(
+    engine: Engine, threads: list[int], context: int, tokens: int, rounds: int, progress: Callable[[], None]
+) -> Rows:
+    found = [throughput(engine, count, context, tokens, rounds, progress) for count in threads]
+    return [{**asdict(row), "ratio": row.ratio} for row in found]
+
+
+def about(subject: str, engine: Engine, settings: dict[str, Any], command: str) -> dict[str, Any]:
+    """What a report says of its origin."""
+    return {
+        "bench": subject,
+        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "device": str(engine.model.device),
+        **settings,
+        "command": command,
+        "commit": source_commit(),
+        "machine": machine(),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables of a report in Markdown, and how they were made."""
+    blocks = []
+    for title, header, rows in tables(report):
+        lines = [header, ["---"] * len(header), *rows]
+        blocks.append(title + "\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    of = report["machine"]
+    where = f"{of['gpu'] or of['cpu']}, {of['torch_threads']} threads of torch {of['torch']}"
+    return "\n\n".join([*blocks, f"`{report['command']}`, commit {report['commit']}, {where}"])
+
+
+def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of each part that was measured."""
+    name = f"{report['bench']}, {report['dtype']}"
+    shown: list[tuple[str, list[str], list[list[str]]]] = []
+    if rows := report.get("operators"):
+        header = ["N", "on", "off", "ratio", "computing, on", "off", "ratio"]
+        cells = [
+            [str(row["threads"])]
+            + [
+                text
+                for kind in ("leaf", "compute")
+                for text in (str(row["on"][kind]), str(row["off"][kind]), f"{row[f'{kind}_ratio']:.3f}")
+            ]
+            for row in rows
+        ]
+        shown.append((f"{name}: operators of a step, lattice on against off", header, cells))
+    if rows := report.get("cache"):
+        header = ["shape", "lattice", "main", "share"]
+        cells = [
+            [row["shape"], str(row["lattice_bytes"]), str(row["main_bytes"]), f"{row['share']:.2%}"] for row in rows
+        ]
+        shown.append(("Cache, bytes per token in bfloat16", header, cells))
+    if rows := report.get("steps"):
+        header = ["N", "tokens", "on, ms", "off, ms", "ratio", "on, CPU ms", "off, CPU ms", "ratio"]
+        times = ("on_ms", "off_ms", "ratio", "on_cpu_ms", "off_cpu_ms", "cpu_ratio")
+        cells = [
+            [str(row["threads"]), str(row["length"])]
+            + [f"{row[key]:.3f}" if "ratio" in key else f"{row[key]:.2f}" for key in times]
+            for row in rows
+        ]
+        title = f"{name}: time of a step, lattice on against off; {report['context']} tokens of prompt"
+        shown.append((title, header, cells))
+    if rows := report.get("throughput"):
+        settings = list(rows[0]["transformers"])
+        header = ["N", "lace", "independent", *(f"transformers, {setting}" for setting in settings), "ratio to best"]
+        cells = [
+            [str(row["threads"])]
+            + [f"{value:.0f}" for value in (row["lace"], row["independent"], *row["transformers"].values())]
+            + [f"{row['ratio']:.2f}"]
+            for row in rows
+        ]
+        shown.append((f"{name}: tokens per second, {rows[0]['tokens']} tokens of each thread", header, cells))
+    return shown

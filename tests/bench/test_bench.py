@@ -1,0 +1,89 @@
+"""What `lace bench` counts and times, and the command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lace.bench.operators import count_operators
+from lace.bench.report import markdown
+from lace.bench.subjects import model_engine, prompt_of, shape_engine, shape_size
+from lace.cli.main import main
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    monkeypatch.setattr(sys, "argv", ["lace", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+@pytest.mark.parametrize(("shape", "most"), [("smollm2-135m", 1.085), ("qwen3-0.6b", 1.06)])
+def test_a_step_dispatches_few_more_operators(shape: str, most: float) -> None:
+    engine = shape_engine(shape, narrow=True)
+    on, off = (count_operators(engine, 4, 20, side) for side in ("lace", "independent"))
+    assert off.compute < off.leaf
+    assert on.compute <= most * off.compute
+
+
+def test_operators_do_not_depend_on_the_number_of_threads() -> None:
+    engine = shape_engine("qwen3-0.6b", narrow=True)
+    assert count_operators(engine, 2, 20, "lace") == count_operators(engine, 7, 20, "lace")
+
+
+@pytest.mark.parametrize("shape", ["qwen3-1.7b", "qwen3-4b"])
+def test_the_cache_is_small(shape: str) -> None:
+    size = shape_size(shape)
+    assert 0 < size.lattice_bytes <= 0.04 * size.main_bytes
+
+
+def test_prompts_have_the_length_asked_for() -> None:
+    engine = model_engine("puzzles")
+    assert [len(engine.tokenizer(prompt_of(engine, n))["input_ids"]) for n in (2, 9, 50)] == [2, 9, 50]
+
+
+def test_quick_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    files = tmp_path / "report" / "speed.json", tmp_path / "speed.md"
+    assert run(monkeypatch, "bench", "--quick", "--json", files[0], "--markdown", files[1]) == 0
+    report: dict[str, Any] = json.loads(files[0].read_text())
+    assert report["command"].startswith("lace bench --quick --json")
+    assert (report["bench"], report["dtype"], report["context"], report["rounds"]) == ("puzzles", "float32", 50, 1)
+    assert {"cpu", "cores", "torch"} <= report["machine"].keys()
+    (operators,), (steps,), (speed,) = (report[kind] for kind in ("operators", "steps", "throughput"))
+    assert operators["leaf_ratio"] == operators["on"]["leaf"] / operators["off"]["leaf"] > 1
+    assert [row["shape"] for row in report["cache"]] == ["qwen3-1.7b", "qwen3-4b"]
+    assert (steps["threads"], steps["length"]) == (2, 12)
+    assert min(steps["on_ms"], steps["off_ms"], steps["on_cpu_ms"], steps["off_cpu_ms"]) > 0
+    assert speed["ratio"] == pytest.approx(speed["lace"] / max(speed["transformers"].values()))
+    assert len(speed["transformers"]) == 3
+    assert files[1].read_text() == markdown(report) + "\n"
+    assert capsys.readouterr().out.count("operators of a step") == 1
+    pytest.importorskip("matplotlib")
+    assert run(monkeypatch, "plot", files[0], "--out", tmp_path / "figures") == 0
+    assert (tmp_path / "figures" / "speed.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "figures" / "speed.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["speed"], "unknown kind 'speed'; known are operators, cache, steps, throughput"),
+        (["--model", "puzzles", "--shape", "qwen3-4b"], "give --model or --shape, not both"),
+        (["operators", "--shape", "qwen3-5b"], "unknown shape 'qwen3-5b'; known are smollm2-135m, qwen3-0.6b"),
+        (["--threads", "0"], "--threads takes whole numbers from 1 on, not '0'"),
+        (["--lengths", "1"], "--lengths takes numbers from 2 on"),
+        (["steps", "--lengths", "5000"], "prompt 0 is too long"),
+        (["--model", "/nowhere"], "no model '/nowhere'"),
+    ],
+)
+def test_errors_in_one_line(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "bench", *arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"lace: error: {line}")
+    assert told.count("\n") == 1
