@@ -59,7 +59,7 @@ def test_in_process(
 ) -> None:
     log = run(ours, questions, answers, tmp_path)
     assert texts(log) == [[answer] for answer in answers]
-    assert log.results.scores[0].metrics["accuracy"].value == 1
+    assert log.results.scores[0].metrics["mean"].value == 1
     for sample, result in zip(sorted(log.samples, key=lambda sample: sample.id), greedy, strict=True):
         assert sample.output.usage.output_tokens == result.completion_tokens
         report = sample.output.metadata["lace"]
@@ -83,7 +83,7 @@ def test_through_the_server(
 ) -> None:
     log = run(theirs, questions, answers, tmp_path)
     assert texts(log) == [[answer] for answer in answers]
-    assert log.results.scores[0].metrics["accuracy"].value == 1
+    assert log.results.scores[0].metrics["mean"].value == 1
     assert [sample.output.usage.output_tokens for sample in sorted(log.samples, key=lambda sample: sample.id)] == [
         result.completion_tokens for result in greedy
     ]
