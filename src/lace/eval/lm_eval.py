@@ -50,7 +50,7 @@ class LaceLM(TemplateLM):
         seed: request number i draws with `seed` * 1,000,003 + i.
         max_gen_toks: tokens of each thread where a task does not say.
         batch_size: requests that are decoded or scored together; `auto`: decoded, as many as the engine has rows for.
-        device: where the model goes; by default it stays where it is.
+        device: where the model goes; by default, or for a GPU that is not there, it stays where it is.
 
     Raises:
         ValueError: one line, for wrong arguments, or what `load_engine` refuses.
@@ -72,7 +72,8 @@ class LaceLM(TemplateLM):
         if str(batch_size) != "auto" and (not str(batch_size).isdecimal() or int(batch_size) < 1):
             raise ValueError(f"batch_size must be auto or at least 1, not {batch_size!r}")
         self.engine = load_engine(pretrained) if isinstance(pretrained, str) else pretrained
-        if device is not None:
+        # lm-eval's command asks for cuda:0 where the user says nothing, also where there is none.
+        if device is not None and (not device.startswith("cuda") or torch.cuda.is_available()):
             self.engine.model.to(device)  # type: ignore[arg-type]
         self.tokenizer = self.engine.tokenizer
         self.strategy, self.seed, self.max_gen_toks = strategy, seed, max_gen_toks
