@@ -74,7 +74,7 @@ class LaceLM(TemplateLM):
         self.engine = load_engine(pretrained) if isinstance(pretrained, str) else pretrained
         # lm-eval's command asks for cuda:0 where the user says nothing, also where there is none.
         if device is not None and (not device.startswith("cuda") or torch.cuda.is_available()):
-            self.engine.model.to(device)  # type: ignore[arg-type]
+            self.engine.model.to(device)
         self.tokenizer = self.engine.tokenizer
         self.strategy, self.seed, self.max_gen_toks = strategy, seed, max_gen_toks
         self.threads = SamplingParams(threads=threads).threads  # a wrong number is told before anything is decoded
@@ -84,7 +84,7 @@ class LaceLM(TemplateLM):
 
     @property
     def device(self) -> torch.device:
-        return self.engine.model.device
+        return torch.device(self.engine.model.device)
 
     @property
     def max_length(self) -> int:
