@@ -146,7 +146,7 @@ def throughput(
                 seconds[name].append(time.perf_counter() - start)
             progress()
     speed = {name: threads * tokens / statistics.median(taken) for name, taken in seconds.items()}
-    return Throughput(threads, tokens, *(speed.pop(side) for side in SIDES), speed)
+    return Throughput(threads, tokens, speed.pop("lace"), speed.pop("independent"), speed)
 
 
 def _ours(engine: Engine, prompt: str, params: SamplingParams, side: Strategy) -> Callable[[], None]:

@@ -86,7 +86,7 @@ def bench(
         if "cache" in chosen:
             report["cache"] = cache_rows()
         if timed and device != "cpu":
-            engine.model.to(device)  # type: ignore[arg-type]  # its wrapper hides the argument's type
+            engine.model.to(device)
             report["device"] = device
         if "steps" in chosen:
             total = len(counts) * rounds * (max(steps) - 1)

@@ -141,7 +141,8 @@ class ThreadLayout:
     @property
     def step_end(self) -> int:
         """Slot before which a step of decoding reads: its own entries are not there yet if time is `strict`."""
-        return self.slots.start if self.config.visibility == "strict" else self.slots.stop
+        end: int = self.slots.start if self.config.visibility == "strict" else self.slots.stop
+        return end
 
     @cached_property
     def step_added_to_scores(self) -> torch.Tensor:

@@ -196,5 +196,7 @@ def new_lattice_cache(
 def null_keys(model: PreTrainedModel) -> torch.Tensor:
     """The null key of each grafted layer, (Y, K); Y is 0 for a control that exchanges nothing."""
     first = lattice_layers(model)[0]
-    keys = [layer.null_key for layer in lattice_layers(model) if isinstance(layer, LatticeAttention)]
+    keys: list[torch.Tensor] = [
+        layer.null_key for layer in lattice_layers(model) if isinstance(layer, LatticeAttention)
+    ]
     return torch.stack(keys).detach() if keys else first.up_proj.weight.new_empty(0, first.config.head_dim)

@@ -179,8 +179,8 @@ async def _answer(
             traces[prompt] = event
     if len(results) < len(job.lattices):
         raise ApiError(499, "the client has left")  # nobody reads this
-    whole = partial(reply.whole, *([found[p] for p in sorted(found)] for found in (results, traces)))
-    return JSONResponse(await asyncio.to_thread(whole))
+    in_order = [results[prompt] for prompt in sorted(results)], [traces[prompt] for prompt in sorted(traces)]
+    return JSONResponse(await asyncio.to_thread(reply.whole, *in_order))
 
 
 async def _watch(http: Request, ticket: Ticket, worker: Worker) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lace.cli.defaults import MAX_TOKENS, TEMPERATURE, TOP_P
 from lace.cli.models import shipped_puzzle
-from lace.engine.chat import chat_text
+from lace.engine.chat import conversation_text
 from lace.engine.engine import Engine
 from lace.engine.sampling import SamplingParams
 from lace.engine.threads import Lattice
@@ -95,14 +95,11 @@ def chat_prompt(engine: Engine, messages: list[Message]) -> str:
     """
     from jinja2 import TemplateError
 
-    tokenizer = engine.tokenizer
-    if tokenizer.chat_template is None:
-        if not (asked := user_texts(messages)):
-            raise ApiError(400, "messages holds no message of the role user", param="messages", code="invalid_value")
-        return asked[-1]
     spoken = [{"role": message.role, "content": message.text} for message in messages]
     try:
-        return chat_text(tokenizer, spoken)
+        return conversation_text(engine.tokenizer, spoken)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     except TemplateError as error:
         raise ApiError(400, f"the model's chat format: {error}", param="messages", code="invalid_value") from None
 

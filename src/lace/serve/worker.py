@@ -260,4 +260,5 @@ class Worker:
             self.metrics.failures.inc()
             self._loop.call_soon_threadsafe(self._fail, {ticket}, "the run could not be recorded")
         else:
-            self._loop.call_soon_threadsafe(self._deliver, [(ticket, index, trace)])
+            told: list[tuple[Ticket, int, TokenEvent | LatticeResult | Trace]] = [(ticket, index, trace)]
+            self._loop.call_soon_threadsafe(self._deliver, told)
