@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from chromium import needs_chromium, watch, watched_page
 from lace.cli.models import load_engine
 from lace.engine.engine import Engine
+from lace.engine.result import LatticeResult, TokenEvent
+from lace.engine.scheduler import Scheduler
 from running_server import Running, serve
 from tiny_engine import new_model
 
@@ -54,6 +57,18 @@ def endless(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "end_ids", frozenset())
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take as long as a larger model's, so that a run can be seen while it is going on."""
+    step = Scheduler.step
+
+    def slow_step(scheduler: Scheduler) -> list[tuple[int, TokenEvent | LatticeResult]]:
+        time.sleep(0.02)
+        return step(scheduler)
+
+    monkeypatch.setattr(Scheduler, "step", slow_step)
+
+
 def opened(browser: Browser, url: str, **context: Any) -> tuple[Page, list[str]]:
     """The page with a puzzle in it, and what went wrong."""
     settings = {"reduced_motion": "reduce", **context}
@@ -88,6 +103,7 @@ def tokens_of(server: Running, body: dict[str, Any]) -> tuple[list[dict[str, Any
     return [each for each in told if "delta" in each], next(each for each in told if "chosen" in each)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_threads_stream_and_arcs_are_those_of_the_api(browser: Browser, puzzles: Running) -> None:
     page, wrong = opened(browser, puzzles.url)
     body = run(page, ASK, 3)
@@ -230,7 +246,7 @@ def test_a_dropped_connection_is_shown_and_recovers(browser: Browser, tiny: Runn
     line.listener.close()
 
 
-@pytest.mark.usefixtures("endless")
+@pytest.mark.usefixtures("endless", "unhurried")
 def test_a_run_that_is_stopped_is_freed(browser: Browser, tiny: Running) -> None:
     page, wrong = opened(browser, tiny.url)
     run(page, ASK, 8)
