@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from lace.bench.report import markdown as bench
 from lace.eval.table import markdown
@@ -16,25 +15,11 @@ from lace.eval.table import markdown
 ROOT = Path(__file__).parents[1]
 
 
-def step_time(report: dict[str, Any]) -> str:
-    """Markdown of a report of benchmarks/step_time.py."""
-    lines = [
-        f"{report['tokens']} tokens, median of {report['rounds']} interleaved rounds, "
-        f"{report['torch_threads']} threads of torch on {report['processor']}, {report['dtype']}",
-        "",
-        "| N | lattice on, ms a step | off | ratio |",
-        "|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        lines.append(f"| {row['threads']} | {row['on_ms']:.2f} | {row['off_ms']:.2f} | {row['ratio']:.3f} |")
-    return "\n".join(lines)
-
-
 def render(text: str) -> str:
     """README text with every table made anew."""
     for path in sorted((ROOT / "docs" / "results").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        table = (markdown if "groups" in report else bench if "bench" in report else step_time)(report)
+        table = (markdown if "groups" in report else bench)(report)
         pattern = re.compile(rf"(<!-- {path.stem} -->\n).*?(<!-- end {path.stem} -->)", re.DOTALL)
         text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
     return text
