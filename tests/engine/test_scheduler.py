@@ -99,7 +99,8 @@ def test_a_plain_model_has_independent_threads(tokenizer: PreTrainedTokenizerFas
 
 def test_long_prompts_are_prefilled_in_chunks_while_others_decode(tokenizer: PreTrainedTokenizerFast) -> None:
     engine = Engine(new_model(tokenizer), tokenizer)
-    long = (" ".join([PROMPTS[1]] * 4), replace(VARIED[0], max_tokens=4), "lace")
+    # Another seed than the others: with theirs one draw lies at a border, where rounding decides.
+    long = (" ".join([PROMPTS[1]] * 4), replace(VARIED[0], max_tokens=4, seed=2), "lace")
     short = (PROMPTS[0], replace(VARIED[0], max_tokens=60, seed=8), "lace")
     engine.end_ids = frozenset()
     scheduler = Scheduler(engine, prefill_chunk=3)
