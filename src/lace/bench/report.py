@@ -11,6 +11,7 @@ from lace.bench.subjects import shape_size
 from lace.bench.times import SIDES, step_times, throughput
 from lace.engine.engine import Engine
 from lace.provenance import machine, source_commit
+from lace.report_table import Table, as_markdown
 
 CACHE_SHAPES = ("qwen3-1.7b", "qwen3-4b")
 Rows = list[dict[str, Any]]
@@ -68,19 +69,14 @@ def about(subject: str, engine: Engine, settings: dict[str, Any], command: str) 
 
 def markdown(report: dict[str, Any]) -> str:
     """The tables of a report in Markdown, and how they were made."""
-    blocks = []
-    for title, header, rows in tables(report):
-        lines = [header, ["---"] * len(header), *rows]
-        blocks.append(title + "\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     of = report["machine"]
-    where = f"{of['gpu'] or of['cpu']}, {of['torch_threads']} threads of torch {of['torch']}"
-    return "\n\n".join([*blocks, f"`{report['command']}`, commit {report['commit']}, {where}"])
+    return as_markdown(tables(report), report, f"{of['torch_threads']} threads of torch {of['torch']}")
 
 
-def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows of each part that was measured."""
+def tables(report: dict[str, Any]) -> list[Table]:
+    """One of each part that was measured."""
     name = f"{report['bench']}, {report['dtype']}"
-    shown: list[tuple[str, list[str], list[list[str]]]] = []
+    shown: list[Table] = []
     if rows := report.get("operators"):
         header = ["N", "on", "off", "ratio", "computing, on", "off", "ratio"]
         cells = [
@@ -92,13 +88,13 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
             ]
             for row in rows
         ]
-        shown.append((f"{name}: operators of a step, lattice on against off", header, cells))
+        shown.append(Table(f"{name}: operators of a step, lattice on against off", header, cells))
     if rows := report.get("cache"):
         header = ["shape", "lattice", "main", "share"]
         cells = [
             [row["shape"], str(row["lattice_bytes"]), str(row["main_bytes"]), f"{row['share']:.2%}"] for row in rows
         ]
-        shown.append(("Cache, bytes per token in bfloat16", header, cells))
+        shown.append(Table("Cache, bytes per token in bfloat16", header, cells))
     if rows := report.get("steps"):
         header = ["N", "tokens", "on, ms", "off, ms", "ratio", "on, CPU ms", "off, CPU ms", "ratio"]
         times = ("on_ms", "off_ms", "ratio", "on_cpu_ms", "off_cpu_ms", "cpu_ratio")
@@ -108,7 +104,7 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
             for row in rows
         ]
         title = f"{name}: time of a step, lattice on against off; {report['context']} tokens of prompt"
-        shown.append((title, header, cells))
+        shown.append(Table(title, header, cells))
     if rows := report.get("throughput"):
         settings = list(rows[0]["transformers"])
         header = ["N", "lace", "independent", *(f"transformers, {setting}" for setting in settings), "ratio to best"]
@@ -118,5 +114,5 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
             + [f"{row['ratio']:.2f}"]
             for row in rows
         ]
-        shown.append((f"{name}: tokens per second, {rows[0]['tokens']} tokens of each thread", header, cells))
+        shown.append(Table(f"{name}: tokens per second, {rows[0]['tokens']} tokens of each thread", header, cells))
     return shown

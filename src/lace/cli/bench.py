@@ -57,7 +57,6 @@ def bench(
 
     from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -68,6 +67,7 @@ def bench(
     from lace.bench.report import about, cache_rows, markdown, operator_rows, step_rows, tables, throughput_rows
     from lace.bench.subjects import model_engine, shape_engine
     from lace.bench.times import RUNS
+    from lace.report_table import print_tables
 
     chosen = [kind for kind in KINDS if not kinds or kind in kinds]
     as_type = getattr(torch, dtype) if dtype else None
@@ -99,9 +99,4 @@ def bench(
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text + "\n", encoding="utf-8")
-    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
-    for title, header, rows in tables(report):
-        shown = Table(*header, title=title)
-        for row in rows:
-            shown.add_row(*row)
-        console.print(shown)
+    print_tables(tables(report), width=160)

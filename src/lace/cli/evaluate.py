@@ -63,8 +63,9 @@ def evaluate(
     from lace.eval.report import check_entries, make_report
     from lace.eval.run import Cell
     from lace.eval.run import evaluate as run
-    from lace.eval.table import markdown
+    from lace.eval.table import markdown, tables
     from lace.lattice.fingerprint import weights_digest
+    from lace.report_table import print_tables
     from lace.tasks.task import get_task
 
     get_task(task)
@@ -107,7 +108,7 @@ def evaluate(
         partial.unlink(missing_ok=True)
     if markdown_file is not None:
         markdown_file.write_text(markdown(report) + "\n", encoding="utf-8")
-    _print(report)
+    print_tables(tables(report), width=200)
 
 
 def _entry(text: str, sampling: SamplingParams) -> Entry:
@@ -154,17 +155,3 @@ def _stderr() -> Any:
     from rich.console import Console
 
     return Console(stderr=True)
-
-
-def _print(report: dict[str, Any]) -> None:
-    from rich import table as rich_table
-    from rich.console import Console
-
-    from lace.eval.table import tables
-
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
-    for table in tables(report):
-        shown = rich_table.Table(*table.header, title=table.title)
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)

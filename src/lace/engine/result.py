@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lace.engine.selection import ChosenBy, Tag
 
@@ -30,6 +30,17 @@ class ThreadResult:
     finish_reason: FinishReason
     tag: Tag | None
     answer: str | None
+
+    def summary(self) -> dict[str, Any]:
+        """What is told of a thread beside its text, as JSON."""
+        return {
+            "index": self.index,
+            "label": self.label,
+            "finish_reason": self.finish_reason,
+            "tokens": len(self.token_ids),
+            "answer": self.answer,
+            "tag": self.tag,
+        }
 
 
 @dataclass(frozen=True)

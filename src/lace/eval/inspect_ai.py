@@ -180,16 +180,5 @@ def _report(result: LatticeResult, params: SamplingParams) -> dict[str, Any]:
         "answer": result.answer,
         "chosen": result.chosen,
         "chosen_by": result.chosen_by,
-        "threads": [
-            {
-                "index": thread.index,
-                "label": thread.label,
-                "finish_reason": thread.finish_reason,
-                "tokens": len(thread.token_ids),
-                "answer": thread.answer,
-                "tag": thread.tag,
-                "text": thread.text,
-            }
-            for thread in result.threads
-        ],
+        "threads": [thread.summary() | {"text": thread.text} for thread in result.threads],
     }

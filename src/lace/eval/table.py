@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Table:
-    """A title and cells of text."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+from lace.report_table import Table, as_markdown
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
@@ -32,13 +24,8 @@ def tables(report: dict[str, Any]) -> list[Table]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The tables in Markdown, and how they were made."""
-    blocks = []
-    for table in tables(report):
-        lines = [table.header, ["---"] * len(table.header), *table.rows]
-        blocks.append(table.title + "\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     machine = report["machine"]
-    where = f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
-    return "\n\n".join([*blocks, f"`{report['command']}`, commit {report['commit']}, {where}"])
+    return as_markdown(tables(report), report, f"{machine['cores']} cores, torch {machine['torch']}")
 
 
 def _metrics(title: str, name: str, rows: Sequence[dict[str, Any]]) -> Table:

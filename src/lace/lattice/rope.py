@@ -19,11 +19,8 @@ def axis_frequencies(config: LatticeConfig, device: torch.device) -> tuple[torch
     """Angles by which each dimension turns per step and per thread id, both (K,), each 0 where the other turns."""
     time_h = _frequencies(config.time_dims, config.time_theta, device)
     thread_h = _frequencies(config.thread_dims, config.thread_theta, device)
-    time_h, thread_h = (
-        torch.cat((time_h, torch.zeros_like(thread_h))),
-        torch.cat((torch.zeros_like(time_h), thread_h)),
-    )
-    return time_h.repeat(2), thread_h.repeat(2)
+    still_time_h, still_thread_h = torch.zeros_like(time_h), torch.zeros_like(thread_h)
+    return torch.cat((time_h, still_thread_h)).repeat(2), torch.cat((still_time_h, thread_h)).repeat(2)
 
 
 def turned_angles(

@@ -88,15 +88,8 @@ class Reply(ABC):
         threads = []
         for thread in result.threads:
             threads.append(
-                {
-                    "index": thread.index,
-                    "label": thread.label,
-                    "finish_reason": thread.finish_reason,
-                    "tokens": len(thread.token_ids),
-                    "answer": thread.answer,
-                    "tag": thread.tag,
-                    "selected": thread.index == chosen,
-                }
+                thread.summary()
+                | {"selected": thread.index == chosen}
                 | ({"text": thread.text} if told("threads") else {})
                 | ({"correct": verdicts[thread.index]} if told("verdict") else {})
             )
