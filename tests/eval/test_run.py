@@ -37,7 +37,8 @@ def untimed(results: dict[Cell, list[Outcome]]) -> dict[Cell, list[Outcome]]:
 def test_interrupted_evaluation_goes_on_where_it_stopped(
     engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lace.eval.run.CHUNK_ROWS", 6)  # chunks of 3, 2 and 2 puzzles
+    for engine in engines.values():
+        monkeypatch.setattr(engine, "max_rows", 6)  # chunks of 3, 2 and 2 puzzles
     assert {cell.entry.strategy for cell in CELLS} == set(STRATEGIES)
     whole = evaluate("countdown", CELLS, engines, **SETTINGS)
     partial = tmp_path / "report.json.partial"

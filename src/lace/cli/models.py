@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from lace.engine.engine import Engine
     from lace.tasks.task import Puzzle
 
+ROWS_ON_GPU = 2048
+"""Threads that decode together there: of a small model, a step of many costs about as much as one of few."""
+
 
 def independent_model(model: str) -> str:
     """The model of the strategy `independent`: for the shipped one its twin, trained as long on isolated traces; for
@@ -39,12 +42,13 @@ def shipped_puzzle(prompt: str) -> tuple[str, Puzzle]:
 
 
 def load_engine(model: str) -> Engine:
-    """Loads a model and puts an engine around it.
+    """Loads a model, onto the GPU if there is one, and puts an engine around it.
 
     Raises:
         ValueError: if it has no tokenizer, or cannot be loaded.
         FileNotFoundError: if there is no such model.
     """
+    import torch
     from transformers.utils import logging
 
     from lace.engine.engine import Engine
@@ -52,7 +56,8 @@ def load_engine(model: str) -> Engine:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded = load(model)
+    on_gpu = torch.cuda.is_available()
+    loaded = load(model, device="cuda" if on_gpu else "cpu")
     if loaded.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer; save one beside the model")
-    return Engine(loaded.model, loaded.tokenizer)
+    return Engine(loaded.model, loaded.tokenizer, max_rows=ROWS_ON_GPU if on_gpu else 512)

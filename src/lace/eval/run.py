@@ -19,9 +19,6 @@ from lace.eval.outcome import Outcome, judge
 from lace.lattice.fingerprint import weights_digest
 from lace.tasks.task import Split, get_task
 
-CHUNK_ROWS = 512
-"""Threads decoded between two marks of progress."""
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -106,7 +103,7 @@ def evaluate(
             "sampling": asdict(sampling),
         }
         results[cell] = []
-        for chunk in _chunks(n, cell.threads):
+        for chunk in _chunks(n, cell.threads, engine.max_rows):
             # A chunk is one record and is done whole or not at all: with the strategy `swapped` its puzzles depend on
             # one another.
             name = json.dumps({**key, "puzzles": [chunk[0], chunk[-1]]}, sort_keys=True)
@@ -122,10 +119,10 @@ def evaluate(
     return results
 
 
-def _chunks(n: int, threads: int) -> list[list[int]]:
-    """Puzzles 0..n-1 in about equal chunks of at most `CHUNK_ROWS` threads, but of two puzzles at least where there are
-    so many: a puzzle alone has no other one to swap its lattice with."""
-    count = max(1, min(math.ceil(n * threads / CHUNK_ROWS), n // 2))
+def _chunks(n: int, threads: int, max_rows: int) -> list[list[int]]:
+    """Puzzles 0..n-1 in about equal chunks of at most `max_rows` threads, so each is a batch, but of two puzzles at
+    least where there are so many: a puzzle alone has no other one to swap its lattice with."""
+    count = max(1, min(math.ceil(n * threads / max_rows), n // 2))
     return [chunk.tolist() for chunk in np.array_split(np.arange(n), count)]
 
 

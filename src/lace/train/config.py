@@ -116,6 +116,8 @@ class TrainConfig:
     """Whether to compute in bfloat16 where that is safe (autocast); the weights stay as they are."""
     gradient_checkpointing: bool = False
     """Whether to keep the inputs of the layers alone and compute the rest again: a third more work, little memory."""
+    data_workers: int = 0
+    """Processes that prepare batches while the model learns; with 0 it waits for each. Worth it beside a GPU."""
     save_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 50
@@ -137,6 +139,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         if self.optimizer == "muon" and self.fsdp:
             raise ValueError("optimizer 'muon' needs whole matrices, which fsdp spreads over processes")
+        if self.data_workers < 0:
+            raise ValueError(f"data_workers must be 0 or more, not {self.data_workers}")
         if self.lattices_per_step % self.accumulate:
             raise ValueError(f"lattices_per_step must be a multiple of accumulate, {self.accumulate}")
 

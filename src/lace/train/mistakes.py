@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="directory of a model that knows sums")
     parser.add_argument("table", type=Path, help="the file to write, a safetensors file")
     options = parser.parse_args(argv)
-    loaded = load(options.model)
+    loaded = load(options.model, device="cuda" if torch.cuda.is_available() else "cpu")
     if loaded.tokenizer is None:
         parser.error(f"{options.model} has no tokenizer")
     mistakes = collect(loaded.model, loaded.tokenizer)

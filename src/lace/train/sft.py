@@ -155,6 +155,7 @@ def train_lattices(
     optimizer: OptimizerName = "adamw",
     seed: int = 0,
     bf16: bool = False,
+    data_workers: int = 0,
     save_every: int = 500,
     log_every: int = 50,
     report_to: str | None = None,
@@ -173,6 +174,7 @@ def train_lattices(
         lattices_per_step: lattices of one optimiser step, over all processes and their `accumulate` micro-batches.
         choice_weight: see `lattice_loss`.
         optimizer: `muon` takes AdamW for what is no matrix, see `MuonAdamW`; `adafactor` keeps next to no state.
+        data_workers: processes that prepare batches; what is in them does not depend on it.
         report_to: a tracker of transformers besides `log.jsonl`, e.g. tensorboard or trackio.
         callbacks: further ones of the trainer.
         arguments: further fields of `transformers.TrainingArguments`, e.g. for FSDP.
@@ -217,6 +219,7 @@ def train_lattices(
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
         dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_num_workers=data_workers,
         **dict(arguments or {}),
     )
     if settings.n_gpu > 1:

@@ -219,6 +219,7 @@ def _run_supervised(stage: Stage, config: SupervisedRun) -> None:
             optimizer=train.optimizer,
             seed=config.run.seed,
             bf16=train.bf16,
+            data_workers=train.data_workers,
             save_every=train.save_every,
             log_every=train.log_every,
             report_to=None if train.trackers == "none" else train.trackers,
