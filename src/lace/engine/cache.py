@@ -79,6 +79,11 @@ class RowCache(Cache):
             self.row_layers.append(RowLayer(layer.keys, layer.values, rows, columns))
         super().__init__(layers=list(self.row_layers))
 
+    def advance(self) -> None:
+        """Counts a column that was written elsewhere, see `lace.engine.static_step`."""
+        for layer in self.row_layers:
+            layer.columns += 1
+
     def keep(self, index: torch.Tensor) -> None:
         """Frees all rows but those at the rising `index`, which become rows 0, 1, …"""
         for layer in self.row_layers:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +20,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from lace.engine.cache import RowCache
 from lace.engine.result import STRATEGIES, LatticeResult, Strategy, TokenEvent
 from lace.engine.sampling import SamplingParams, choose_tokens, draw_thread_ids, draw_uniforms, end_token_ids
+from lace.engine.static_step import StaticLatticeCache, StaticStep, aligned, can_be_static
 from lace.engine.threads import Lattice, new_thread
+from lace.lattice.cache import LatticeCache
 from lace.lattice.graft import lattice_layers, new_lattice_cache
 
 COMPACT_BELOW = 0.75
@@ -35,10 +38,20 @@ class Engine:
         max_rows: threads that decode at the same time at most; more prompts wait for the next batch (one lattice
             may have more). Results do not depend on it but for rounding, except that it decides who is read by whom in
             the strategy `swapped`.
+        static: whether steps run over buffers of fixed shape (`lace.engine.static_step`), where the model and the
+            strategy allow it; by default on a GPU, which then records a step and repeats it.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = 512) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_rows: int = 512,
+        static: bool | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.max_rows = model.eval(), tokenizer, max_rows
+        self.static = static
         self.config = getattr(model, "lattice_config", None)
         self.max_positions = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
         self.end_ids = end_token_ids(model, tokenizer)
@@ -194,7 +207,8 @@ class Engine:
     def steps(self, lattices: list[Lattice], strategy: Strategy) -> Iterator[list[TokenEvent]]:
         """Runs new lattices as one batch to its end; yields the events of each step."""
         started = time.perf_counter()
-        state = _DecodingState(self.model, lattices, strategy)
+        wanted = self.model.device.type == "cuda" if self.static is None else self.static
+        state = _DecodingState(self.model, lattices, strategy, static=wanted)
         step = 0
         while True:
             tokens, logprobs = state.choose(step)
@@ -221,11 +235,13 @@ class _DecodingState:
     Shape letters: P prompts (= lattices), N threads of the largest, R rows that are computed, T padded prompt tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, lattices: list[Lattice], strategy: str) -> None:
+    def __init__(self, model: PreTrainedModel, lattices: list[Lattice], strategy: str, *, static: bool) -> None:
         self.model, self.lattices = model, lattices
         self.device = model.device
         self.with_lattice = strategy != "independent" and bool(lattice_layers(model))
         self.swapped = strategy == "swapped"
+        self.static = static and not self.swapped and can_be_static(model, with_lattice=self.with_lattice)
+        self.static_step: StaticStep | None = None
         self.places = [(lattice, n) for lattice in lattices for n in range(len(lattice.threads))]
         """Lattice and thread of each row."""
         self.slot = {id(lattice): number for number, lattice in enumerate(lattices)}
@@ -259,18 +275,20 @@ class _DecodingState:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.cache = RowCache(prefill, prompt_R, longest + steps)
+        room = aligned(longest + steps) if self.static else longest + steps
+        self.cache = RowCache(prefill, prompt_R, room)
         self.logits_RV = out.logits[prompt_R, -1]
         self.padded = bool(longest > min(len(lattice.prompt_ids) for lattice in self.lattices))
-        self.mask_RC = torch.ones(len(prompt_R), longest + steps, dtype=torch.long, device=self.device)
+        self.mask_RC = torch.ones(len(prompt_R), room, dtype=torch.long, device=self.device)
         self.mask_RC[:, :longest] = mask_PT[prompt_R]
         self.prompt_width = longest
         self.lengths_R = mask_PT.sum(dim=1)[prompt_R]
-        self.lattice_cache = (
-            new_lattice_cache(self.model, len(self.lattices), self.width, steps, swapped=self.swapped)
-            if self.with_lattice
-            else None
-        )
+        sizes = len(self.lattices), self.width, steps
+        self.lattice_cache: LatticeCache | None = None
+        if self.with_lattice and self.static:
+            self.lattice_cache = StaticLatticeCache(self.model, *sizes)
+        elif self.with_lattice:
+            self.lattice_cache = new_lattice_cache(self.model, *sizes, swapped=self.swapped)
 
     def _describe_rows(self) -> None:
         """Sampling parameters and thread ids of the rows that are left."""
@@ -318,20 +336,28 @@ class _DecodingState:
             tokens = [token for token, want in zip(tokens, wanted, strict=True) if want]
             self._compact(wanted)
             live = [True] * len(self.places)
-        live_R = torch.tensor(live, device=self.device)
-        arguments = {}
+        steps = [step if alive else -1 for alive in live]
+        arguments: dict[str, Any] = {}
         if self.lattice_cache is not None:
-            steps = [step if alive else -1 for alive in live]
             arguments = {
-                "steps": torch.tensor(steps, device=self.device)[:, None],
                 "thread_ids": self.thread_ids_R,
                 "lattice_rows": self.lattice_rows,
                 "lattice_cache": self.lattice_cache,
             }
+        if self.static:
+            if self.static_step is None or step == self.static_step.stop:
+                self.static_step = None  # first, so that its memory is free
+                rows = self.mask_RC, self.lengths_R, self.prompt_width
+                self.static_step = StaticStep(self.model, self.cache, *rows, step, arguments)
+            self.logits_RV = self.static_step(tokens, steps, step)
+            return
+        steps_R = torch.tensor(steps, device=self.device)
+        if arguments:
+            arguments["steps"] = steps_R[:, None]
         out = self.model(
             input_ids=torch.tensor(tokens, device=self.device)[:, None],
             attention_mask=self.mask_RC[:, : self.prompt_width + step + 1] if self.padded else None,
-            position_ids=torch.where(live_R, self.lengths_R + step, 0)[:, None],
+            position_ids=torch.where(steps_R < 0, 0, self.lengths_R + step)[:, None],
             past_key_values=self.cache,
             use_cache=True,
             **arguments,
@@ -343,6 +369,7 @@ class _DecodingState:
         them); entries of dropped rows of a lattice that stays remain in its lattice cache."""
         index = torch.tensor([row for row, want in enumerate(wanted) if want], device=self.device)
         self.cache.keep(index)
+        self.static_step = None
         self.mask_RC, self.lengths_R = self.mask_RC[index], self.lengths_R[index]
         self.uniforms_SR = self.uniforms_SR[:, index]
         self.places = [place for place, want in zip(self.places, wanted, strict=True) if want]
