@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -97,6 +100,17 @@ def _engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engin
     engine = Engine(model, tokenizer)
     engine.end_ids = frozenset()  # every thread goes on to its budget, so that all sides do the same steps
     return engine
+
+
+def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The base of a grafted model, over the same weights: without lattice and hooks, and without an end token."""
+    config = copy.deepcopy(model.config)
+    base: Any = AutoModelForCausalLM.from_config(config, dtype=model.dtype).eval().to(model.device)
+    base.load_state_dict({n: p for n, p in model.state_dict().items() if ".lattice." not in n}, assign=True)
+    base.tie_weights()
+    base.generation_config = GenerationConfig()
+    plain: PreTrainedModel = base
+    return plain
 
 
 def shape_size(name: str) -> LatticeSize:

@@ -11,11 +11,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from lace.bench.subjects import prompt_of
+from lace.bench.subjects import plain_model, prompt_of
 from lace.engine.engine import Engine
 from lace.engine.result import Strategy
 from lace.engine.sampling import SamplingParams
@@ -136,7 +137,8 @@ def throughput(
     prompt = prompt_of(engine, context)
     params = SamplingParams(threads=threads, max_tokens=tokens, grace=None)
     sides: dict[str, Callable[[], None]] = {side: _ours(engine, prompt, params, side) for side in SIDES}
-    sides |= {name: _theirs(engine, prompt, params, *chosen) for name, chosen in TRANSFORMERS.items()}
+    plain = plain_model(engine.model)
+    sides |= {name: _theirs(plain, engine, prompt, params, *chosen) for name, chosen in TRANSFORMERS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(1 + rounds):  # the first round is warm-up
         for name, run in sides.items():
@@ -153,8 +155,10 @@ def _ours(engine: Engine, prompt: str, params: SamplingParams, side: Strategy) -
     return lambda: (engine.generate(prompt, params, strategy=side), None)[1]
 
 
-def _theirs(engine: Engine, prompt: str, params: SamplingParams, cache: str, attention: str) -> Callable[[], None]:
-    model, length = engine.model, len(engine.tokenizer(prompt)["input_ids"]) + params.max_tokens
+def _theirs(
+    model: Any, engine: Engine, prompt: str, params: SamplingParams, cache: str, attention: str
+) -> Callable[[], None]:
+    length = len(engine.tokenizer(prompt)["input_ids"]) + params.max_tokens
     ids = torch.tensor([engine.tokenizer(prompt)["input_ids"]], device=model.device)
     config = GenerationConfig(
         do_sample=True,
@@ -166,14 +170,8 @@ def _theirs(engine: Engine, prompt: str, params: SamplingParams, cache: str, att
     )
 
     def run() -> None:
-        usual, own = model.config._attn_implementation, model.generation_config
         model.set_attn_implementation(attention)
-        model.generation_config = GenerationConfig()  # no end token
-        try:
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        finally:
-            model.set_attn_implementation(usual)
-            model.generation_config = own
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         assert out.shape == (params.threads, length)
 
     return run

@@ -127,6 +127,11 @@ class StaticLatticeCache(LatticeCache):
         self.added_LNSN.index_copy_(2, shown_1, self._added(hidden_L1N))
         return slice(0, 1)
 
+    def update(
+        self, layer: int, slots: slice, keys_LTNK: torch.Tensor, values_LTNK: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AssertionError("no usual step of decoding; give the engine static=False")
+
     def write(self, layer: int, slots: slice, entries_LTNX: torch.Tensor) -> None:
         self.entries[layer].index_copy_(1, self.place_1, entries_LTNX)
 
