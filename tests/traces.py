@@ -36,8 +36,8 @@ def synthetic_trace(
     at = (torch.rand(weights.shape, generator=generator) * (step_G[:, None] - 1).clamp(min=1)).int()
     other = torch.randint(1, max(2, threads), weights.shape, generator=generator)
     entries = torch.where(weights > 0, at * threads + (own_G[:, None] + other) % threads, 0)
-    mass = torch.zeros(layers, tokens, threads)
-    mass.scatter_add_(2, (entries[:, 0] % threads).long(), weights[:, 0])
+    mass = torch.zeros(layers, heads, tokens, threads)
+    mass.scatter_add_(3, (entries[:, 1:] % threads).long(), weights[:, 1:])
     logprobs = -torch.rand(tokens, generator=generator) * 3
     logprobs[step_G < given] = torch.nan
     return Trace(
@@ -67,7 +67,7 @@ def synthetic_trace(
         logprobs_G=logprobs.half(),
         entropy_G=(-logprobs / 2).half(),
         gates_YGH=torch.rand(layers, tokens, heads, generator=generator).half(),
-        mass_YGN=mass.half(),
+        mass_YGHN=(255 * mass.transpose(1, 2).sqrt()).round().byte(),
         entries_YVGK=entries.to(torch.uint16) if threads * steps <= 2**16 else entries.int(),
         weights_YVGK=weights.half(),
     )

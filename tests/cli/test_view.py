@@ -35,6 +35,25 @@ def test_a_recorded_run_becomes_a_page(lace: Callable[..., Run], tmp_path: Path)
     assert page.read_text(encoding="utf-8").count('<script class="trace"') == 2
 
 
+def test_some_layers_are_recorded(lace: Callable[..., Run], tmp_path: Path) -> None:
+    path = tmp_path / "some.trace"
+    solve = ("solve", PUZZLE, "--threads", "2", "--max-tokens", "20", "--plain")
+    assert lace(*solve, "--trace", str(path), "--layers", "5,3").returncode == 0
+    assert Trace.load(path).layers == [3, 5]
+    for wrong, message in (
+        (("--layers", "3"), "--trace FILE"),
+        (("--layers", "3", "--trace", str(path), "--strategy", "independent"), "threads that read each other"),
+        (("--layers", "3,", "--trace", str(path)), "not ''"),
+        (
+            ("--layers", "0,3", "--trace", str(path)),
+            "layers [0] have no lattice to record; there is one in [2, 3, 4, 5]",
+        ),
+    ):
+        run = lace(*solve, *wrong)
+        assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+        assert message in run.stderr
+
+
 def test_where_the_page_goes(lace: Callable[..., Run], tmp_path: Path) -> None:
     trace, page = tmp_path / "a.trace", tmp_path / "b.html"
     synthetic_trace().save(trace)

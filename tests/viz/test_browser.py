@@ -166,11 +166,15 @@ def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -
     opened.settle()
     assert page.locator(".timeline output").inner_text() == "step 40 of 63"
     assert "steps 33 to 40" in page.locator(".who").inner_text()
-    mass = trace.mass_YGN[0, 33:41].float().mean(dim=0)  # of the first thread
-    cells = page.locator(".matrix tbody tr").first.locator("td").all_inner_texts()
-    assert cells[0] == "\N{EN DASH}"
-    for cell, share in zip(cells[1:], mass[1:].tolist(), strict=True):
-        assert float(cell) == pytest.approx(100 * share, abs=0.51)
+    mass_HN = trace.mass()[0, 33:41].mean(dim=0)  # of the first thread
+    for view, mass_N in enumerate([mass_HN.mean(dim=0), *mass_HN]):
+        page.get_by_label("Head").select_option(str(view))
+        opened.settle()
+        assert ("mean of all heads" if view == 0 else f"head {view - 1};") in page.locator(".who").inner_text()
+        cells = page.locator(".matrix tbody tr").first.locator("td").all_inner_texts()
+        assert cells[0] == "\N{EN DASH}"
+        for cell, share in zip(cells[1:], mass_N[1:].tolist(), strict=True):
+            assert float(cell) == pytest.approx(100 * share, abs=0.51)
     opened.scroller().focus()
     page.keyboard.press(",")
     opened.settle()

@@ -32,12 +32,12 @@ def _generated(tokenizer: PreTrainedTokenizerFast, **settings: Any) -> tuple[Eng
 
 
 def _readings(trace: Trace, n: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mass (Y, N) and the kept weights by entry (Y, V, E) of one token."""
+    """Mass (Y, H, N) and the kept weights by entry (Y, V, E) of one token."""
     place = sum(len(thread.texts) for thread in trace.threads[:n]) + step
     entries = trace.entries_YVGK[:, :, place].long()
     most = len(trace.threads) * max(len(thread.texts) for thread in trace.threads)
     dense = torch.zeros(*entries.shape[:2], most).scatter_add_(2, entries, trace.weights_YVGK[:, :, place].float())
-    return trace.mass_YGN[:, place].float(), dense
+    return trace.mass()[:, place], dense
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -69,8 +69,8 @@ def test_the_recording_is_what_decoding_read(tokenizer: PreTrainedTokenizerFast,
                 if not thread.given <= step + 1 < len(thread.texts):
                     continue  # no token of this thread was chosen by this pass
                 mass, kept = _readings(trace, n, step + 1)
-                by_thread = weights[:, n].mean(dim=0).unflatten(0, (-1, 5)).sum(dim=0)
-                torch.testing.assert_close(mass[layer], by_thread, atol=1e-3, rtol=1e-3)
+                by_thread = weights[:, n].unflatten(1, (-1, 5)).sum(dim=1)
+                torch.testing.assert_close(mass[layer], by_thread, atol=5e-3, rtol=5e-3)
                 torch.testing.assert_close(
                     trace.gates_YGH[layer, starts[n] + step + 1].float(), gates[n], atol=1e-3, rtol=1e-3
                 )
@@ -122,10 +122,10 @@ def test_a_recording_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
                 entries = [(m, s) for m in range(5) for s in range(min(step - 1, len(rows[m]))) if m != n]
                 keys = torch.stack([module.null_key, *(k[m, len(prompt) + s] for m, s in entries)])
                 weights = (q[n, at] @ keys.T / config.head_dim**0.5).softmax(dim=-1)[:, 1:]
-                expected = torch.zeros(5)
-                for (m, _), weight in zip(entries, weights.mean(dim=0), strict=True):
-                    expected[m] += weight
-                torch.testing.assert_close(mass[0], expected, atol=1e-3, rtol=1e-3)
+                expected = torch.zeros(len(weights), 5)
+                for (m, _), weight in zip(entries, weights.T, strict=True):
+                    expected[:, m] += weight
+                torch.testing.assert_close(mass[0], expected, atol=5e-3, rtol=5e-3)
                 if entries:
                     best = int(kept[0, 1].argmax())
                     assert kept[0, 1, best].item() == pytest.approx(weights[0].max().item(), abs=1e-3)
@@ -191,7 +191,7 @@ def test_sixteen_threads_of_1024_tokens_take_less_than_20_mb(tmp_path: Path, lay
 
 def test_a_very_wide_lattice_has_no_room_for_all_layers() -> None:
     assert kept_entries(layers=7, threads=128, heads=4) == 0
-    assert kept_entries(layers=3, threads=128, heads=4) > 0
+    assert kept_entries(layers=2, threads=128, heads=4) > 0
 
 
 def test_a_trace_comes_back_from_its_file(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -134,15 +134,16 @@ export class MatrixPanel {
   }
 
   draw(): void {
-    const { now, window, layer } = this.state;
-    const key = JSON.stringify([now, window, layer]);
+    const { now, window, layer, view } = this.state;
+    const key = JSON.stringify([now, window, layer, view]);
     if (key === this.drawn) return;
     this.drawn = key;
     const from = window ? Math.max(0, now - window + 1) : 0;
-    this.caption.textContent = `Mean attention in %, steps ${from} to ${now}, layer ${layer}; rows read columns.`;
+    const heads = view > 0 ? `head ${view - 1}` : "mean of all heads";
+    this.caption.textContent = `Attention in %, steps ${from} to ${now}, layer ${layer}, ${heads}; rows read columns.`;
     for (const { pane, cells } of this.parts) {
       if (pane.layer < 0) continue;
-      pane.trace.matrix(pane.layer, from, now).forEach((row, n) =>
+      pane.trace.matrix(pane.layer, view, from, now).forEach((row, n) =>
         row.forEach((share, m) => {
           const cell = cells[n][m];
           const none = Number.isNaN(share) || (n === m && share === 0);

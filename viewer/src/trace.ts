@@ -50,10 +50,12 @@ export interface Run {
 
 interface Tensor {
   shape: number[];
-  data: Float32Array | Uint16Array | Int32Array;
+  data: Float32Array | Uint8Array | Uint16Array | Int32Array;
 }
 
 const HALF = halfTable();
+/** Attention on a thread, from the byte that holds its square root. */
+const SHARE = Float32Array.from({ length: 256 }, (_, byte) => (byte / 255) ** 2);
 
 /** Values of all half-precision numbers. */
 function halfTable(): Float32Array {
@@ -73,6 +75,8 @@ function readTensor(kind: string, bytes: ArrayBuffer): Tensor["data"] {
   switch (kind) {
     case "F16":
       return Float32Array.from(new Uint16Array(bytes), (bits) => HALF[bits]);
+    case "U8":
+      return new Uint8Array(bytes);
     case "U16":
       return new Uint16Array(bytes);
     case "I32":
@@ -96,7 +100,7 @@ export class Trace implements Run {
   readonly steps: number;
   readonly heads: number;
   private readonly tensors = new Map<string, Tensor>();
-  private readonly sums = new Map<number, Float64Array>();
+  private readonly sums = new Map<string, Float64Array>();
 
   constructor(bytes: ArrayBuffer) {
     const length = Number(new DataView(bytes).getBigUint64(0, true));
@@ -143,7 +147,7 @@ export class Trace implements Run {
     if (kind === "entropy") return this.entropy(thread, step) / 2;
     if (kind === "surprise") return -this.logprob(thread, step) / 4;
     if (layer < 0) return 0;
-    return kind === "gate" ? this.gate(layer, view, thread, step) : this.readOfOthers(layer, thread, step);
+    return kind === "gate" ? this.gate(layer, view, thread, step) : this.readOfOthers(layer, view, thread, step);
   }
 
   facts(layer: number, thread: number, step: number): [string, string][] {
@@ -155,10 +159,12 @@ export class Trace implements Run {
     ];
     if (layer < 0) return facts;
     const gates = Array.from(this.gates(layer, thread, step), (gate) => gate.toFixed(2));
+    const shares = gates.map((_, head) => this.readOfOthers(layer, head + 1, thread, step).toFixed(2));
     return [
       ...facts,
       ["gates by head", gates.join(" ")],
-      ["reads of others", percent(this.readOfOthers(layer, thread, step))],
+      ["reads of others", percent(this.readOfOthers(layer, 0, thread, step))],
+      ["the same by head", shares.join(" ")],
     ];
   }
 
@@ -186,19 +192,22 @@ export class Trace implements Run {
     return sum / gates.length;
   }
 
-  /** Attention on each thread, mean over heads. */
-  private mass(layer: number, thread: number, step: number): ArrayLike<number> {
-    const { shape, data } = this.tensor("mass_YGN");
-    const from = (layer * shape[1] + this.threads[thread].start + step) * shape[2];
-    return data.subarray(from, from + shape[2]);
+  /** Attention on each thread, of the mean of all heads or of one head. */
+  private mass(layer: number, view: number, thread: number, step: number): Float64Array {
+    const { shape, data } = this.tensor("mass_YGHN");
+    const [, tokens, heads, size] = shape;
+    const from = (layer * tokens + this.threads[thread].start + step) * heads * size;
+    const shares = new Float64Array(size);
+    const [first, end] = view > 0 ? [view - 1, view] : [0, heads];
+    for (let head = first; head < end; head++) {
+      for (let other = 0; other < size; other++) shares[other] += SHARE[data[from + head * size + other]] / (end - first);
+    }
+    return shares;
   }
 
-  /** Attention on all other threads together, mean over heads. */
-  private readOfOthers(layer: number, thread: number, step: number): number {
-    const mass = this.mass(layer, thread, step);
-    let sum = 0;
-    for (let other = 0; other < mass.length; other++) if (other !== thread) sum += mass[other];
-    return sum;
+  /** Attention on all other threads together. */
+  private readOfOthers(layer: number, view: number, thread: number, step: number): number {
+    return this.mass(layer, view, thread, step).reduce((sum, share, other) => (other === thread ? sum : sum + share), 0);
   }
 
   /** View 0 is the mean over heads, view h + 1 head h. */
@@ -226,10 +235,10 @@ export class Trace implements Run {
     return data[((layer * shape[1] + view) * shape[2] + this.threads[thread].start + step) * shape[3]];
   }
 
-  /** Mean attention of each thread (row) on each thread (column) over the steps from..to, mean over heads. */
-  matrix(layer: number, from: number, to: number): number[][] {
+  /** Mean attention of each thread (row) on each thread (column) over the steps from..to. */
+  matrix(layer: number, view: number, from: number, to: number): number[][] {
     const size = this.threads.length;
-    const sums = this.runningSums(layer);
+    const sums = this.runningSums(layer, view);
     return this.threads.map((thread, row) => {
       const first = Math.max(from, thread.given);
       const end = Math.min(to + 1, thread.texts.length);
@@ -242,8 +251,9 @@ export class Trace implements Run {
   }
 
   /** For each step, the attention of all steps before it, by reading and read thread. */
-  private runningSums(layer: number): Float64Array {
-    const known = this.sums.get(layer);
+  private runningSums(layer: number, view: number): Float64Array {
+    const key = `${layer} ${view}`;
+    const known = this.sums.get(key);
     if (known) return known;
     const size = this.threads.length;
     const sums = new Float64Array((this.steps + 1) * size * size);
@@ -251,13 +261,13 @@ export class Trace implements Run {
       sums.copyWithin((step + 1) * size * size, step * size * size, (step + 1) * size * size);
       for (let row = 0; row < size; row++) {
         if (step >= this.threads[row].texts.length) continue;
-        const mass = this.mass(layer, row, step);
+        const mass = this.mass(layer, view, row, step);
         for (let column = 0; column < size; column++) {
           sums[((step + 1) * size + row) * size + column] += mass[column];
         }
       }
     }
-    this.sums.set(layer, sums);
+    this.sums.set(key, sums);
     return sums;
   }
 

@@ -42,6 +42,12 @@ def solve(
     trace: Annotated[
         Path | None, typer.Option(help="Record what the threads read of each other in this file, for `lace view`.")
     ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Decoder layers to record, e.g. 3,5. Default: all with a lattice, if there is room for them."
+        ),
+    ] = None,
 ) -> None:
     """Let N threads of a model solve one prompt together.
 
@@ -56,6 +62,9 @@ def solve(
     task, puzzle = _read_puzzle(prompt, required=is_shipped(name))
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"there is no folder {trace.parent} for the trace")
+    if layers is not None and (trace is None or strategy == "independent"):
+        raise ValueError("--layers says what --trace FILE records of threads that read each other")
+    recorded = _layer_numbers(layers)
 
     from lace.engine.sampling import SamplingParams  # only now: a wrong question is told before torch is imported
 
@@ -65,6 +74,10 @@ def solve(
         temperature = TEMPERATURE[task] if is_shipped(name) else 1.0
     params = SamplingParams(threads=threads, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     engine = load_engine(name)
+    if recorded is not None:
+        from lace.viz.trace import check_layers
+
+        check_layers(engine, recorded)
     text = puzzle.prompt if puzzle and is_shipped(name) else _chat(engine, prompt)
     live = not json_output and not plain and sys.stdout.isatty()
     result = _run(engine, text, params, strategy, live=live)
@@ -77,8 +90,18 @@ def solve(
         from lace.viz.trace import record
 
         words = [puzzle.check(thread.answer) if puzzle else None for thread in result.threads]
-        record(engine, result, model=name, correct=words).save(trace)
+        record(engine, result, model=name, correct=words, layers=recorded).save(trace)
         typer.echo(f"Trace: {trace}, {trace.stat().st_size / 1e6:.1f} MB; `lace view {trace}` shows it", err=True)
+
+
+def _layer_numbers(text: str | None) -> list[int] | None:
+    """The layers that `--layers` names, if it names any."""
+    if text is None:
+        return None
+    for part in text.split(","):
+        if not part.strip().isdecimal():
+            raise ValueError(f"--layers takes numbers of decoder layers, e.g. 3,5, not {part!r}")
+    return sorted({int(part) for part in text.split(",")})
 
 
 def _read_puzzle(prompt: str, *, required: bool) -> tuple[str, Puzzle | None]:

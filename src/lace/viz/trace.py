@@ -40,7 +40,7 @@ from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.graft import new_lattice_cache
 from lace.lattice.observe import reading_parts
 
-VERSION = 1
+VERSION = 2
 BYTES_PER_TOKEN = 1100
 """Of gates and attention in all layers together, at most; 16 threads of 1,024 tokens stay below 20 MB."""
 MOST_ENTRIES = 8
@@ -92,13 +92,21 @@ class Trace:
     """float16, in nats, of the distribution that a token was drawn from, at temperature 1."""
     gates_YGH: torch.Tensor
     """float16."""
-    mass_YGN: torch.Tensor
-    """float16: attention on all entries of each thread, mean over heads; what is missing to 1 lies on the null one."""
+    mass_YGHN: torch.Tensor
+    """uint8, 255 times a square root, see `mass`."""
     entries_YVGK: torch.Tensor
     """Entries of other threads with the largest weights, largest first: step * N + thread, uint16, or int32 where that
     does not hold them all."""
     weights_YVGK: torch.Tensor
     """float16; 0 where there are fewer than K."""
+
+    def mass(self) -> torch.Tensor:
+        """Attention of each head on all entries of each thread, (Y, G, H, N) in float32.
+
+        What is missing to 1 lies on the null entry. A byte holds the square root of a share, which is right to 0.004
+        near 1, and the closer the smaller it is.
+        """
+        return (self.mass_YGHN.float() / 255) ** 2
 
     def save(self, path: str | Path) -> None:
         """Writes the file at once and whole."""
@@ -137,9 +145,31 @@ class Trace:
         return cls(**rest, **tensors)
 
 
+def layers_with_lattice(engine: Engine) -> dict[int, LatticeAttention]:
+    """The lattice of each decoder layer that has one, by the layer's number."""
+    decoder: Any = engine.model.get_decoder()
+    return {
+        number: module
+        for number, layer in enumerate(getattr(decoder, "layers", ()))
+        for module in layer.modules()
+        if isinstance(module, LatticeAttention)
+    }
+
+
+def check_layers(engine: Engine, layers: Sequence[int]) -> None:
+    """Says before a run what `record` would say after it.
+
+    Raises:
+        ValueError: one line, for a layer without lattice.
+    """
+    known = sorted(layers_with_lattice(engine))
+    if missing := sorted(set(layers) - set(known)):
+        raise ValueError(f"layers {missing} have no lattice to record; there is one in {known}")
+
+
 def kept_entries(layers: int, threads: int, heads: int) -> int:
     """K, as large as `BYTES_PER_TOKEN` allows; 0 if there is no room for a single one."""
-    room = BYTES_PER_TOKEN // layers - 2 * threads - 2 * heads
+    room = BYTES_PER_TOKEN // layers - heads * threads - 2 * heads
     return max(0, min(MOST_ENTRIES, room // (4 * (1 + heads))))
 
 
@@ -158,7 +188,8 @@ def record(
         result: of the strategy `lace` or `independent`.
         model: name to show.
         correct: the verifier's word on each thread's answer.
-        layers: numbers of decoder layers with a lattice. Default: all, or as many of the last as there is room for.
+        layers: numbers of decoder layers with a lattice (`layers_with_lattice`). Default: all, or as many of the last
+            as there is room for.
 
     Raises:
         ValueError: for a swapped lattice, a layer without lattice, or more layers or threads than there is room for.
@@ -251,7 +282,7 @@ class _Replay:
         self.entropy_G, self.logprobs_G = torch.full((2, tokens), torch.nan)
         shape = (len(self.layers), 1 + heads, tokens, min(kept, entries))
         self.gates_YGH = torch.zeros(len(self.layers), tokens, heads, dtype=torch.float16)
-        self.mass_YGN = torch.zeros(len(self.layers), tokens, self.threads, dtype=torch.float16)
+        self.mass_YGHN = torch.zeros(len(self.layers), tokens, heads, self.threads, dtype=torch.uint8)
         self.entries_YVGK = torch.zeros(shape, dtype=torch.int32)
         self.weights_YVGK = torch.zeros(shape, dtype=torch.float16)
         self.first = 0
@@ -259,15 +290,10 @@ class _Replay:
 
     def _modules(self, layers: Sequence[int] | None) -> dict[int, LatticeAttention]:
         """The lattice of each layer that is recorded."""
-        decoder: Any = self.engine.model.get_decoder()
-        found = {
-            number: module
-            for number, layer in enumerate(decoder.layers if self.with_lattice else ())
-            for module in layer.modules()
-            if isinstance(module, LatticeAttention)
-        }
-        if missing := sorted(set(layers or ()) - set(found)):
-            raise ValueError(f"layers {missing} have no lattice to record; there is one in {sorted(found)}")
+        check_layers(self.engine, layers or ())
+        found = layers_with_lattice(self.engine) if self.with_lattice else {}
+        if layers and not found:
+            raise ValueError("threads of the strategy independent read nobody: there are no layers to record")
         chosen = sorted(found) if layers is None else sorted(set(layers))
         heads = self.engine.config.num_heads if self.engine.config else 0
         while chosen and not kept_entries(len(chosen), self.threads, heads):
@@ -348,8 +374,9 @@ class _Replay:
         index = queries.to(x_NTD.device)
         weights_HQE, gate_QH = weights_HQE[:, index], gate_QH[index]
         weights_VQE = torch.cat((weights_HQE.mean(dim=0, keepdim=True), weights_HQE))
+        mass_QHN = weights_HQE.unflatten(2, (-1, self.threads)).sum(dim=2).transpose(0, 1)
         self.gates_YGH[place, places] = gate_QH.half().cpu()
-        self.mass_YGN[place, places] = weights_VQE[0].unflatten(1, (-1, self.threads)).sum(dim=1).half().cpu()
+        self.mass_YGHN[place, places] = (255 * mass_QHN.clamp(max=1).sqrt()).round().byte().cpu()
         own_Q = (queries // x_NTD.shape[1]).to(x_NTD.device)
         entry_E = torch.arange(weights_VQE.shape[-1], device=x_NTD.device)
         weights_VQE.masked_fill_(entry_E % self.threads == own_Q[:, None], 0)
@@ -382,7 +409,7 @@ class _Replay:
             "logprobs_G": self._decoded_logprobs().half(),
             "entropy_G": self.entropy_G.half(),
             "gates_YGH": self.gates_YGH,
-            "mass_YGN": self.mass_YGN,
+            "mass_YGHN": self.mass_YGHN,
             "entries_YVGK": self.entries_YVGK.to(torch.uint16) if small else self.entries_YVGK,
             "weights_YVGK": self.weights_YVGK,
         }
