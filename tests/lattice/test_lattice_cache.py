@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from lace.lattice.attention import read_by_products, read_by_sdpa
 from lace.lattice.graft import new_lattice_cache
 from lace.lattice.size import lattice_size
 from tiny import VOCABULARY, awake_model, batch, logits
@@ -46,6 +47,18 @@ def _cached(model: PreTrainedModel, given: dict[str, torch.Tensor], chunks: list
 def test_cached_decoding_equals_full_forward(visibility: str, chunks: list[int]) -> None:
     model, given = awake_model(visibility), batch([3, 2], STEPS, [PROMPT, PROMPT])
     torch.testing.assert_close(_cached(model, given, chunks), logits(model, given), rtol=1e-4, atol=1e-4)
+
+
+def test_reading_by_products_equals_reading_by_attention() -> None:
+    """The one a GPU takes, the other the processor; some threads see the null entry alone."""
+    generator = torch.Generator().manual_seed(0)
+    qkv_LNX = torch.randn(2, 3, 6 * 8, generator=generator)
+    k_LEK, v_LEK = torch.randn(2, 11, 2 * 8, generator=generator).chunk(2, dim=-1)
+    hidden_L1NE = torch.rand(2, 1, 3, 11, generator=generator) < 0.5
+    hidden_L1NE[0, 0, 1], hidden_L1NE[..., 0] = True, False
+    added_L1NE = torch.zeros(hidden_L1NE.shape).masked_fill_(hidden_L1NE, -torch.inf)
+    given = qkv_LNX[..., : 4 * 8].unflatten(2, (4, 8)), k_LEK, v_LEK, added_L1NE
+    torch.testing.assert_close(read_by_products(*given), read_by_sdpa(*given))
 
 
 def test_in_every_family(family: str) -> None:

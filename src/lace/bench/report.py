@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lace.bench.operators import count_operators
 from lace.bench.subjects import shape_size
-from lace.bench.times import SIDES, step_times, throughput
+from lace.bench.times import SIDES, TRANSFORMERS, step_times, throughput
 from lace.engine.engine import Engine
 from lace.provenance import machine, source_commit
 from lace.report_table import Table, as_markdown
@@ -48,9 +48,15 @@ def step_rows(
 
 
 def throughput_rows(
-    engine: Engine, threads: list[int], context: int, tokens: int, rounds: int, progress: Callable[[], None]
+    engine: Engine,
+    threads: list[int],
+    context: int,
+    tokens: int,
+    rounds: int,
+    progress: Callable[[], None],
+    settings: Sequence[str] = tuple(TRANSFORMERS),
 ) -> Rows:
-    found = [throughput(engine, count, context, tokens, rounds, progress) for count in threads]
+    found = [throughput(engine, count, context, tokens, rounds, progress, settings) for count in threads]
     return [{**asdict(row), "ratio": row.ratio} for row in found]
 
 

@@ -31,7 +31,7 @@ TRANSFORMERS = {
 }
 """Settings of `generate` that are tried: cache, attention."""
 RUNS = len(SIDES) + len(TRANSFORMERS)
-"""Of a round of `throughput`."""
+"""Of a round of `throughput` with all settings."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,13 @@ class Throughput:
 
 
 def throughput(
-    engine: Engine, threads: int, context: int, tokens: int, rounds: int, progress: Callable[[], None] = lambda: None
+    engine: Engine,
+    threads: int,
+    context: int,
+    tokens: int,
+    rounds: int,
+    progress: Callable[[], None] = lambda: None,
+    settings: Sequence[str] = tuple(TRANSFORMERS),
 ) -> Throughput:
     """Our engine against `generate(num_return_sequences=N)`, both sampling at temperature 1 from all tokens.
 
@@ -133,12 +139,13 @@ def throughput(
         engine, threads, context, rounds: as in `step_times`.
         tokens: that each thread samples.
         progress: called after each run.
+        settings: of `generate`, by their names in `TRANSFORMERS`.
     """
     prompt = prompt_of(engine, context)
     params = SamplingParams(threads=threads, max_tokens=tokens, grace=None)
     sides: dict[str, Callable[[], None]] = {side: _ours(engine, prompt, params, side) for side in SIDES}
     plain = plain_model(engine.model)
-    sides |= {name: _theirs(plain, engine, prompt, params, *chosen) for name, chosen in TRANSFORMERS.items()}
+    sides |= {name: _theirs(plain, engine, prompt, params, *TRANSFORMERS[name]) for name in settings}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(1 + rounds):  # the first round is warm-up
         for name, run in sides.items():

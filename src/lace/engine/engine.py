@@ -357,7 +357,7 @@ class _DecodingState:
         out = self.model(
             input_ids=torch.tensor(tokens, device=self.device)[:, None],
             attention_mask=self.mask_RC[:, : self.prompt_width + step + 1] if self.padded else None,
-            position_ids=torch.where(steps_R < 0, 0, self.lengths_R + step)[:, None],
+            position_ids=(self.lengths_R + step).masked_fill(steps_R < 0, 0)[:, None],
             past_key_values=self.cache,
             use_cache=True,
             **arguments,

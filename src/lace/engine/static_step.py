@@ -225,7 +225,7 @@ class StaticStep:
         self.logits_RV.copy_(logits_RV)
 
     def _compute(self) -> None:
-        """Doing it twice changes nothing."""
+        """Doing it twice changes nothing; and no number comes from the host, as it would to `torch.where`."""
         torch.add(self.step_1, self.prompt_width, out=self.column_1)
         self.added_RC.index_fill_(1, self.column_1, 0)
         arguments = dict(self.layout)
@@ -235,7 +235,7 @@ class StaticStep:
         out = self.model(
             input_ids=self.tokens_R[:, None],
             attention_mask=self.added_RC[:, None, None],
-            position_ids=torch.where(self.steps_R < 0, 0, self.lengths_R + self.steps_R)[:, None],
+            position_ids=(self.lengths_R + self.steps_R).masked_fill(self.steps_R < 0, 0)[:, None],
             past_key_values=self.static_cache,
             use_cache=True,
             **arguments,

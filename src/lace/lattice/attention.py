@@ -151,6 +151,30 @@ class ThreadLayout:
         return self.cache.added_to_scores(self.step_end)
 
 
+def read_by_sdpa(
+    q_LNHK: torch.Tensor, k_LEK: torch.Tensor, v_LEK: torch.Tensor, added_L1NE: torch.Tensor
+) -> torch.Tensor:
+    """What each head of each thread reads in a step of decoding, (L, N, H, K)."""
+    heads = q_LNHK.shape[2]
+    read_LHNK = nn.functional.scaled_dot_product_attention(
+        q_LNHK.transpose(1, 2),
+        k_LEK[:, None].expand(-1, heads, -1, -1),
+        v_LEK[:, None].expand(-1, heads, -1, -1),
+        attn_mask=added_L1NE,
+    )
+    return read_LHNK.transpose(1, 2)
+
+
+def read_by_products(
+    q_LNHK: torch.Tensor, k_LEK: torch.Tensor, v_LEK: torch.Tensor, added_L1NE: torch.Tensor
+) -> torch.Tensor:
+    """The same for a GPU, whose kernels of attention give a few queries of many keys to a few of its processors: as
+    products, all heads of all threads read the shared keys at once."""
+    scores_LNHE = (q_LNHK.flatten(1, 2) @ k_LEK.transpose(1, 2)).view(*q_LNHK.shape[:3], -1)
+    scores_LNHE = torch.add(added_L1NE.transpose(1, 2), scores_LNHE, alpha=q_LNHK.shape[-1] ** -0.5)
+    return (scores_LNHE.softmax(dim=-1).flatten(1, 2) @ v_LEK).view_as(q_LNHK)
+
+
 class LatticeAttention(nn.Module):
     """The side path of one layer; `graft` hangs it under the layer's `self_attn` as `lattice`.
 
@@ -244,13 +268,9 @@ class LatticeAttention(nn.Module):
             entries_L1NX = entries_L1NX.masked_fill(cache.unwritten_LTN[..., None], 0)
         cache.write(self.index, layout.slots, entries_L1NX)
         k_LEK, v_LEK = cache.read_with_null(self.index, layout.step_end)
-        read_LHNK = nn.functional.scaled_dot_product_attention(
-            qkv_LNX[..., :keys].unflatten(2, (heads, dim)).transpose(1, 2),
-            k_LEK[:, None].expand(-1, heads, -1, -1),
-            v_LEK[:, None].expand(-1, heads, -1, -1),
-            attn_mask=layout.step_added_to_scores,
-        )
-        read_RHK = read_LHNK.transpose(1, 2).flatten(0, 1)
+        q_LNHK = qkv_LNX[..., :keys].unflatten(2, (heads, dim))
+        read = read_by_sdpa if q_LNHK.device.type == "cpu" else read_by_products
+        read_RHK = read(q_LNHK, k_LEK, v_LEK, layout.step_added_to_scores).flatten(0, 1)
         if not grid.in_order:
             read_RHK = read_RHK[grid.place_R]
         if self.config.gate == "head":

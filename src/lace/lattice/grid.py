@@ -66,4 +66,4 @@ class RowGrid:
         """Steps of each row to steps of each thread, (L, N, T); -1 where there is no thread."""
         if self.in_order:
             return steps_RT.view(*self.lattice_rows.shape, -1)
-        return torch.where(self.present_LN[..., None], steps_RT[self.rows_LN], -1)
+        return steps_RT[self.rows_LN].masked_fill(~self.present_LN[..., None], -1)
