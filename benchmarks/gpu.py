@@ -28,13 +28,13 @@ COMPILED = tuple(name for name in TRANSFORMERS if name.startswith("static"))
 """Of itself `generate` compiles its step for a static cache, on a GPU."""
 
 
-def steps(engine: Engine, *, static: bool, rounds: int) -> dict[str, Any]:
-    engine.static = static
+def steps(engine: Engine, *, static: bool, lean: bool, rounds: int) -> dict[str, Any]:
+    engine.static, engine.lean = static, lean
     return {"steps": step_rows(engine, THREADS, CONTEXT, [TOKENS], rounds, lambda: None)}
 
 
 def tokens_per_second(engine: Engine, threads: Sequence[int], settings: Sequence[str]) -> dict[str, Any]:
-    engine.static = None
+    engine.static, engine.lean = None, True
     return {"throughput": throughput_rows(engine, list(threads), CONTEXT, TOKENS, 1, lambda: None, settings)}
 
 
@@ -51,12 +51,13 @@ def main() -> None:
         print(f"{time.strftime('%T')} {subject} {kind} {json.dumps(found)}", flush=True)
 
     if "steps" in parts:
-        report("recorded", steps(engine, static=True, rounds=2))
-        report("not recorded", steps(engine, static=False, rounds=1))
+        report("recorded, lean", steps(engine, static=True, lean=True, rounds=2))
+        report("recorded, whole model", steps(engine, static=True, lean=False, rounds=2))
+        report("not recorded, whole model", steps(engine, static=False, lean=False, rounds=1))
     if "generate" in parts:
-        report("recorded", tokens_per_second(engine, (8, 32), DYNAMIC[:1]))
+        report("recorded, lean", tokens_per_second(engine, (8, 32), DYNAMIC[:1]))
     if "compiled" in parts:
-        report("recorded", tokens_per_second(engine, (32,), COMPILED))
+        report("recorded, lean", tokens_per_second(engine, (32,), COMPILED))
     print(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
 
 

@@ -36,11 +36,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return done
 
 
+@pytest.mark.parametrize("lean", [True, False])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_matches_reference(family: str, tokenizer: PreTrainedTokenizerFast, calls: list[int]) -> None:
+def test_matches_reference(family: str, lean: bool, tokenizer: PreTrainedTokenizerFast, calls: list[int]) -> None:
     """Rows end at different steps, and are dropped on the way."""
     model = new_model(tokenizer, family)
-    results = Engine(model, tokenizer, static=True).generate(PROMPTS, VARIED)
+    results = Engine(model, tokenizer, static=True, lean=lean).generate(PROMPTS, VARIED)
     found = [[thread.token_ids for thread in result.threads] for result in results]
     assert found == [generate_reference(model, tokenizer, p, s) for p, s in zip(PROMPTS, VARIED, strict=True)]
     assert calls == ([] if family in WINDOWED else list(range(len(calls))))

@@ -29,11 +29,12 @@ pytestmark = [
 ]
 PARAMS = [SamplingParams(threads=n, max_tokens=30, seed=n, grace=None) for n in (4, 2, 8)]
 STATIC = pytest.mark.parametrize("static", [True, False], ids=["recorded", "not recorded"])
+LEAN = pytest.mark.parametrize("lean", [True, False], ids=["lean", "whole model"])
 
 
-def shipped(dtype: torch.dtype, *, static: bool | None = None) -> Engine:
+def shipped(dtype: torch.dtype, *, static: bool | None = None, lean: bool = True) -> Engine:
     loaded = load("puzzles", dtype=dtype, device="cuda")
-    return Engine(loaded.model, loaded.tokenizer, static=static)
+    return Engine(loaded.model, loaded.tokenizer, static=static, lean=lean)
 
 
 def token_ids(result: LatticeResult) -> list[list[int]]:
@@ -71,19 +72,21 @@ def test_families_match_the_processor(
     assert [token_ids(result) for result in found] == expected
 
 
+@LEAN
 @STATIC
-def test_sampled_probabilities_are_those_of_a_full_pass_in_bfloat16(static: bool) -> None:
+def test_sampled_probabilities_are_those_of_a_full_pass_in_bfloat16(static: bool, lean: bool) -> None:
     """Decoding takes other kernels than a full pass, and yet sees nearly the same probabilities."""
-    engine = shipped(torch.bfloat16, static=static)
+    engine = shipped(torch.bfloat16, static=static, lean=lean)
     for result in engine.generate(PROMPTS, PARAMS):
         gaps = (sampled(result) - recomputed(engine, result)).abs()
         assert gaps.median() < 0.02
         assert gaps.max() < 1
 
 
+@LEAN
 @STATIC
-def test_sampled_probabilities_are_those_of_a_full_pass(static: bool) -> None:
-    engine = shipped(torch.float32, static=static)
+def test_sampled_probabilities_are_those_of_a_full_pass(static: bool, lean: bool) -> None:
+    engine = shipped(torch.float32, static=static, lean=lean)
     for result in engine.generate(PROMPTS, PARAMS):
         assert (sampled(result) - recomputed(engine, result)).abs().max() < 1e-3
 

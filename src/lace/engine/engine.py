@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lace.engine.cache import RowCache
+from lace.engine.lean_decoder import decode_step
 from lace.engine.result import STRATEGIES, LatticeResult, Strategy, TokenEvent
 from lace.engine.sampling import SamplingParams, choose_tokens, draw_thread_ids, draw_uniforms, end_token_ids
 from lace.engine.static_step import StaticLatticeCache, StaticStep, aligned, can_be_static
@@ -40,6 +41,8 @@ class Engine:
             the strategy `swapped`.
         static: whether steps run over buffers of fixed shape (`lace.engine.static_step`), where the model and the
             strategy allow it; by default on a GPU, which then records a step and repeats it.
+        lean: whether a step goes by the few operators of `lace.engine.lean_decoder` where the model's kind allows it,
+            and not by the model's own forward pass.
     """
 
     def __init__(
@@ -49,9 +52,10 @@ class Engine:
         *,
         max_rows: int = 512,
         static: bool | None = None,
+        lean: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.max_rows = model.eval(), tokenizer, max_rows
-        self.static = static
+        self.static, self.lean = static, lean
         self.config = getattr(model, "lattice_config", None)
         self.max_positions = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
         self.end_ids = end_token_ids(model, tokenizer)
@@ -208,7 +212,7 @@ class Engine:
         """Runs new lattices as one batch to its end; yields the events of each step."""
         started = time.perf_counter()
         wanted = self.model.device.type == "cuda" if self.static is None else self.static
-        state = _DecodingState(self.model, lattices, strategy, static=wanted)
+        state = _DecodingState(self.model, lattices, strategy, static=wanted, lean=self.lean)
         step = 0
         while True:
             tokens, logprobs = state.choose(step)
@@ -235,8 +239,11 @@ class _DecodingState:
     Shape letters: P prompts (= lattices), N threads of the largest, R rows that are computed, T padded prompt tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, lattices: list[Lattice], strategy: str, *, static: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, lattices: list[Lattice], strategy: str, *, static: bool, lean: bool
+    ) -> None:
         self.model, self.lattices = model, lattices
+        self.decode = decode_step(model, lean=lean)
         self.device = model.device
         self.with_lattice = strategy != "independent" and bool(lattice_layers(model))
         self.swapped = strategy == "swapped"
@@ -348,21 +355,19 @@ class _DecodingState:
             if self.static_step is None or step == self.static_step.stop:
                 self.static_step = None  # first, so that its memory is free
                 rows = self.mask_RC, self.lengths_R, self.prompt_width
-                self.static_step = StaticStep(self.model, self.cache, *rows, step, arguments)
+                self.static_step = StaticStep(self.decode, self.cache, *rows, step, arguments)
             self.logits_RV = self.static_step(tokens, steps, step)
             return
         steps_R = torch.tensor(steps, device=self.device)
         if arguments:
             arguments["steps"] = steps_R[:, None]
-        out = self.model(
-            input_ids=torch.tensor(tokens, device=self.device)[:, None],
-            attention_mask=self.mask_RC[:, : self.prompt_width + step + 1] if self.padded else None,
-            position_ids=(self.lengths_R + step).masked_fill(steps_R < 0, 0)[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-            **arguments,
+        self.logits_RV = self.decode(
+            torch.tensor(tokens, device=self.device),
+            (self.lengths_R + step).masked_fill(steps_R < 0, 0),
+            self.cache,
+            self.mask_RC[:, : self.prompt_width + step + 1] if self.padded else None,
+            arguments,
         )
-        self.logits_RV = out.logits[:, -1]
 
     def _compact(self, wanted: list[bool]) -> None:
         """Drops rows that nobody needs any more, and lattices that have ended (swapped ones stay, another may read

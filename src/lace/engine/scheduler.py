@@ -19,6 +19,7 @@ import torch
 from transformers import DynamicCache
 
 from lace.engine.engine import Engine
+from lace.engine.lean_decoder import decode_step
 from lace.engine.result import LatticeResult, TokenEvent
 from lace.engine.rolling_cache import RollingCache, RollingLatticeCache, roomy
 from lace.engine.sampling import choose_tokens
@@ -81,6 +82,7 @@ class Scheduler:
         self, engine: Engine, *, max_lattices: int = 32, cache_tokens: int = 65_536, prefill_chunk: int = 256
     ) -> None:
         self.engine, self.model, self.device = engine, engine.model, engine.model.device
+        self.decode = decode_step(self.model, lean=engine.lean)
         self.max_lattices, self.cache_tokens, self.prefill_chunk = max_lattices, cache_tokens, prefill_chunk
         self.with_lattice = bool(lattice_layers(self.model))
         self.waiting: deque[Lattice] = deque()
@@ -201,15 +203,13 @@ class Scheduler:
             columns_C = torch.arange(window.first, window.end + 1, device=self.device)
             mask_RC = (columns_C >= torch.tensor(window.starts, device=self.device)[:, None]).long()
         positions = [window.end - start for start in window.starts]
-        out = self.model(
-            input_ids=torch.tensor(self.tokens, device=self.device)[:, None],
-            attention_mask=mask_RC,
-            position_ids=torch.tensor(positions, device=self.device)[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-            **arguments,
+        self.logits_RV = self.decode(
+            torch.tensor(self.tokens, device=self.device),
+            torch.tensor(positions, device=self.device),
+            self.cache,
+            mask_RC,
+            arguments,
         )
-        self.logits_RV = out.logits[:, -1]
         self.cache.advance()
         self._drop_rows({row for row, (seat, n) in enumerate(self.rows) if seat.lattice.threads[n].finish is not None})
 

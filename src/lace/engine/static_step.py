@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from lace.engine.cache import RowCache, RowLayer
+from lace.engine.lean_decoder import DecodeStep
 from lace.lattice.cache import LatticeCache
 from lace.lattice.graft import lattice_layers, null_keys
 
@@ -151,7 +152,7 @@ class StaticStep:
     repeat it.
 
     Args:
-        model: see `can_be_static`.
+        decode: the step of a model that `can_be_static`.
         cache: the rows' main cache, its buffers `aligned`.
         mask_RC: which columns of the prompts are theirs; 1 or 0.
         lengths_R: tokens of the rows' prompts.
@@ -163,7 +164,7 @@ class StaticStep:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        decode: DecodeStep,
         cache: RowCache,
         mask_RC: torch.Tensor,
         lengths_R: torch.Tensor,
@@ -171,19 +172,20 @@ class StaticStep:
         start: int,
         layout: dict[str, Any],
     ) -> None:
-        self.model, self.cache, self.layout = model, cache, layout
+        self.decode, self.cache, self.layout = decode, cache, layout
         self.lengths_R, self.prompt_width = lengths_R, prompt_width
         rows, room = mask_RC.shape
         self.stop = (start // REACH + 1) * REACH
         columns = min(aligned(prompt_width + self.stop), room)
-        self.given = torch.zeros(2 * rows + 1, dtype=torch.long, device=model.device)
+        keys = cache.row_layers[0].keys
+        self.given = torch.zeros(2 * rows + 1, dtype=torch.long, device=keys.device)
         """The step's tokens, the rows' steps, and the step."""
         self.tokens_R, self.steps_R, self.step_1 = self.given.split([rows, rows, 1])
         self.column_1 = torch.zeros_like(self.step_1)
         self.static_cache = Cache(layers=[StaticLayer(layer, columns, self.column_1) for layer in cache.row_layers])
         hidden_RC = mask_RC[:, :columns] == 0
         hidden_RC[:, prompt_width + start :] = True
-        self.added_RC = torch.zeros(rows, columns, dtype=model.dtype, device=model.device)
+        self.added_RC = torch.zeros(rows, columns, dtype=keys.dtype, device=keys.device)
         self.added_RC.masked_fill_(hidden_RC, -torch.inf)
         if layout:
             lattice_cache: StaticLatticeCache = layout["lattice_cache"]
@@ -204,7 +206,7 @@ class StaticStep:
         self.given.copy_(torch.tensor([*tokens, *steps, step]))
         if self.graph is not None:
             self.graph.replay()
-        elif self.model.device.type == "cuda":
+        elif self.given.device.type == "cuda":
             self._record()
         else:
             self._compute()
@@ -232,12 +234,6 @@ class StaticStep:
         if arguments:
             arguments["lattice_cache"].slot_1.copy_(self.step_1)
             arguments["steps"] = self.steps_R[:, None]
-        out = self.model(
-            input_ids=self.tokens_R[:, None],
-            attention_mask=self.added_RC[:, None, None],
-            position_ids=(self.lengths_R + self.steps_R).masked_fill(self.steps_R < 0, 0)[:, None],
-            past_key_values=self.static_cache,
-            use_cache=True,
-            **arguments,
-        )
-        self.logits_RV = out.logits[:, -1]
+        positions_R = (self.lengths_R + self.steps_R).masked_fill(self.steps_R < 0, 0)
+        mask_R11C = self.added_RC[:, None, None]
+        self.logits_RV = self.decode(self.tokens_R, positions_R, self.static_cache, mask_R11C, arguments)

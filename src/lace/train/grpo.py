@@ -233,8 +233,8 @@ class LatticeGRPO:
         self.output = Path(output)
         self.output.mkdir(parents=True, exist_ok=True)
         model.eval()  # dropout would make the log-probabilities others than those sampled from
-        # Not over static buffers: the prepared model's forward pass may run under autocast, or gather its weights.
-        self.engine = Engine(model, tokenizer, max_rows=settings.decode_rows, static=False)
+        # A prepared model's own forward pass may run under autocast, or gather weights.
+        self.engine = Engine(model, tokenizer, max_rows=settings.decode_rows, static=False, lean=False)
         self.reference = reference.to(self.accelerator.device).eval() if reference is not None else None
         self.diversity: Callable[[LatticeResult], float] = diversity_of_tokens
         if settings.diversity == "embeddings":

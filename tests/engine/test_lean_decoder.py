@@ -1,0 +1,65 @@
+"""The step in few operators against the model's own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from lace.bench.operators import count_operators
+from lace.engine.engine import Engine
+from lace.engine.lean_decoder import LeanDecoder, WholeModel, decode_step
+from lace.engine.sampling import SamplingParams
+from lace.lattice.checkpoint import load
+from lace.lattice.graft import lattice_off
+from tiny import FAMILIES
+from tiny_engine import PROMPTS, VARIED, new_model
+
+LEAN = {"llama", "qwen2", "qwen3"}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_known_families_go_lean(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """What they write is compared with the reference in test_engine, which takes the default, and here."""
+    model = new_model(tokenizer, family)
+    assert isinstance(decode_step(model, lean=True), LeanDecoder if family in LEAN else WholeModel)
+    assert isinstance(decode_step(model, lean=False), WholeModel)
+    found, expected = (Engine(model, tokenizer, lean=lean).generate(PROMPTS, VARIED) for lean in (True, False))
+    for one, other in zip(found, expected, strict=True):
+        assert [t.token_ids for t in one.threads] == [t.token_ids for t in other.threads]
+        logprobs, others = ([p for t in result.threads for p in t.logprobs] for result in (one, other))
+        assert logprobs == pytest.approx(others, abs=1e-4)
+
+
+def test_biases_and_a_lattice_that_is_off(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer, "llama")
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, layer.mlp.down_proj):
+            linear.bias = nn.Parameter(torch.randn(linear.out_features))
+    params = SamplingParams(threads=4, max_tokens=12)
+    with lattice_off(model):
+        found, expected = (Engine(model, tokenizer, lean=lean).generate(PROMPTS[0], params) for lean in (True, False))
+    assert [t.token_ids for t in found[0].threads] == [t.token_ids for t in expected[0].threads]
+
+
+def test_other_layers_take_the_models_own_pass(tokenizer: PreTrainedTokenizerFast) -> None:
+    class Adapted(nn.Linear):
+        pass
+
+    model = new_model(tokenizer)
+    projection = model.model.layers[0].self_attn.q_proj
+    model.model.layers[0].self_attn.q_proj = Adapted(projection.in_features, projection.out_features)
+    assert isinstance(decode_step(model, lean=True), WholeModel)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(decode_step(new_model(tokenizer), lean=True), WholeModel)
+
+
+def test_few_operators() -> None:
+    loaded = load("puzzles")
+    lean, whole = (
+        count_operators(Engine(loaded.model, loaded.tokenizer, lean=lean), 4, 20, "independent")
+        for lean in (True, False)
+    )
+    assert lean.compute < 0.6 * whole.compute
