@@ -35,6 +35,14 @@ def test_matches_reference_in_other_modes(visibility: str, tokenizer: PreTrained
     assert found == [generate_reference(model, tokenizer, p, s) for p, s in zip(PROMPTS, VARIED, strict=True)]
 
 
+@pytest.mark.parametrize("visibility", ["strict", "causal"])
+def test_horizon_matches_reference(visibility: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    models = [new_model(tokenizer, visibility=visibility, horizon=horizon) for horizon in (3, 0)]
+    found, unbounded = (token_ids(Engine(model, tokenizer).generate(PROMPTS, VARIED)) for model in models)
+    assert found == [generate_reference(models[0], tokenizer, p, s) for p, s in zip(PROMPTS, VARIED, strict=True)]
+    assert found != unbounded
+
+
 def test_independent_is_the_reference_without_lattice(tokenizer: PreTrainedTokenizerFast) -> None:
     model = new_model(tokenizer)
     engine = Engine(model, tokenizer)

@@ -52,6 +52,11 @@ def test_other_layers_take_the_models_own_pass(tokenizer: PreTrainedTokenizerFas
     projection = model.model.layers[0].self_attn.q_proj
     model.model.layers[0].self_attn.q_proj = Adapted(projection.in_features, projection.out_features)
     assert isinstance(decode_step(model, lean=True), WholeModel)
+    watched = new_model(tokenizer)
+    hook = watched.model.layers[1].register_forward_hook(lambda module, args, output: None)
+    assert isinstance(decode_step(watched, lean=True), WholeModel)
+    hook.remove()
+    assert isinstance(decode_step(watched, lean=True), LeanDecoder)
     with torch.autocast("cpu", torch.bfloat16):
         assert isinstance(decode_step(new_model(tokenizer), lean=True), WholeModel)
 

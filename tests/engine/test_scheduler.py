@@ -63,7 +63,14 @@ def test_matches_reference_whenever_lattices_join(family: str, every: int, token
 
 @pytest.mark.parametrize(
     "settings",
-    [{"visibility": "causal", "read_self": True}, {"visibility": "same_step"}, {"thread_dims": 0}, {"kind": "mlp"}],
+    [
+        {"visibility": "causal", "read_self": True},
+        {"visibility": "same_step"},
+        {"thread_dims": 0},
+        {"kind": "mlp"},
+        {"horizon": 3},
+        {"horizon": 2, "visibility": "causal"},
+    ],
     ids=str,
 )
 def test_matches_reference_in_other_modes(settings: dict[str, object], tokenizer: PreTrainedTokenizerFast) -> None:

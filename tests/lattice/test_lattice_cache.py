@@ -49,6 +49,18 @@ def test_cached_decoding_equals_full_forward(visibility: str, chunks: list[int])
     torch.testing.assert_close(_cached(model, given, chunks), logits(model, given), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("chunks", [[1] * STEPS, [3, 1, 2, 1]], ids=str)
+@pytest.mark.parametrize("visibility", ["strict", "causal"])
+@pytest.mark.parametrize("horizon", [1, 2, 4])
+def test_horizon(horizon: int, visibility: str, chunks: list[int]) -> None:
+    """The cache forgets what the full pass does not see; and it matters."""
+    model, given = awake_model(visibility, horizon=horizon), batch([3, 2], STEPS, [PROMPT, PROMPT])
+    given["steps"][0, PROMPT + 3 :] = -1
+    expected = logits(model, given)
+    torch.testing.assert_close(_cached(model, given, chunks), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(awake_model(visibility), given), expected, atol=1e-3)
+
+
 def test_reading_by_products_equals_reading_by_attention() -> None:
     """The one a GPU takes, the other the processor; some threads see the null entry alone."""
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,22 @@ def test_steps_that_a_query_reads(visibility: str, read: set[int]) -> None:
     assert set(steps[seen].tolist()) == read
 
 
+@pytest.mark.parametrize(
+    ("visibility", "horizon", "read"),
+    [
+        ("strict", 1, {2}),
+        ("strict", 2, {1, 2}),
+        ("causal", 2, {2, 3}),
+        ("causal", 9, {0, 1, 2, 3}),
+        ("same_step", 1, {3}),
+    ],
+)
+def test_newest_steps_within_the_horizon(visibility: str, horizon: int, read: set[int]) -> None:
+    steps = torch.arange(-1, 6)
+    seen = visible(torch.tensor(3), steps, torch.tensor(False), visibility, horizon=horizon)
+    assert set(steps[seen].tolist()) == read
+
+
 @pytest.mark.parametrize("visibility", ["strict", "causal", "same_step"])
 def test_own_entries_only_with_read_self(visibility: str) -> None:
     steps = torch.arange(-1, 5)

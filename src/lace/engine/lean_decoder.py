@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lace.lattice.attention import ThreadLayout
-from lace.lattice.graft import lattice_layers
+from lace.lattice.graft import is_watched, lattice_layers
 
 LLAMA_KIND = frozenset(("llama", "qwen2", "qwen3"))
 """Model types whose layers compute what `_Layer` does."""
@@ -79,8 +79,10 @@ class WholeModel:
 
 def is_llama_kind(model: PreTrainedModel) -> bool:
     """Whether a model computes what `LeanDecoder` does: of a known type, with plain layers, each reading all columns,
-    in one dtype."""
+    in one place and dtype, and with nobody else's hooks."""
     config = model.config.get_text_config()
+    if len({(p.device, p.dtype) for p in model.parameters()}) > 1 or is_watched(model):
+        return False
     if config.model_type not in LLAMA_KIND or config.hidden_act != "silu":
         return False
     if "partial_rotary_factor" in str(config.rope_parameters) or torch.is_autocast_enabled(model.device.type):

@@ -198,7 +198,7 @@ class RollingLatticeCache(LatticeCache):
     @property
     def first(self) -> int:
         """The first slot that is read."""
-        return self.window.first
+        return self._within_horizon(self.window.first, self.window.end - 1)
 
     def _box(self, start: int, stop: int) -> tuple[slice, slice, slice]:
         return slice(len(self.window.starts)), slice(start, stop), slice(self.threads)
@@ -259,5 +259,8 @@ class RollingLatticeCache(LatticeCache):
             self._describe_window()
         slots = slice(window.end, window.end + 1)
         self._mark(slots, steps_LNT)
+        oldest = self.first
         window.end += 1
+        if self.first > oldest:
+            self._write_null_slot()
         return slots

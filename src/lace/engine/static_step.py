@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from lace.engine.cache import RowCache, RowLayer
 from lace.engine.lean_decoder import DecodeStep
 from lace.lattice.cache import LatticeCache
-from lace.lattice.graft import lattice_layers, null_keys
+from lace.lattice.graft import is_watched, lattice_layers, null_keys
 
 REACH = 256
 """Steps of one recording: beyond them a longer piece of the buffers has to be read."""
@@ -36,9 +36,9 @@ def aligned(length: int) -> int:
 
 def can_be_static(model: PreTrainedModel, *, with_lattice: bool) -> bool:
     """Whether a model's step may be recorded: its layers look at the whole context, by a mask that may be given, its
-    rotary angles do not depend on lengths that the host would have to ask for, and threads read each other by the
-    usual step of decoding, if at all."""
-    if torch.is_autocast_enabled(model.device.type):
+    rotary angles do not depend on lengths that the host would have to ask for, threads read each other by the usual
+    step of decoding, if at all, and nobody else's hooks look on."""
+    if torch.is_autocast_enabled(model.device.type) or is_watched(model):
         return False
     if with_lattice and lattice_layers(model)[0].config.visibility == "same_step":
         return False
@@ -98,11 +98,15 @@ class StaticLatticeCache(LatticeCache):
     """
 
     def __init__(self, model: PreTrainedModel, lattices: int, threads: int, max_steps: int) -> None:
-        self.reach = aligned(1 + max_steps) - 1
+        config = lattice_layers(model)[0].config
+        # In `strict` time a pass does not read the slot that it writes.
+        self.slots = min(max_steps, config.horizon + (config.visibility == "strict")) if config.horizon else max_steps
+        """Slots there are; with a horizon they are written in turn."""
+        self.reach = self.slots
         """Slots that a pass reads."""
-        self.slot_1 = torch.zeros(1, dtype=torch.long, device=model.device)
-        """The slot that the running pass writes."""
-        super().__init__(lattice_layers(model)[0].config, null_keys(model), lattices, threads, self.reach)
+        self.step_1 = torch.zeros(1, dtype=torch.long, device=model.device)
+        """Of the running pass."""
+        super().__init__(config, null_keys(model), lattices, threads, aligned(1 + self.slots) - 1)
 
     def _allocate(self, lattices: int, threads: int, steps: int) -> None:
         super()._allocate(lattices, threads, steps)
@@ -119,12 +123,13 @@ class StaticLatticeCache(LatticeCache):
         """
         steps_L1N = steps_LNT.transpose(1, 2)
         self.unwritten_LTN = steps_L1N < 0
-        self.place_1 = self.slot_1 + 1
+        self.place_1 = self.step_1.remainder(self.slots) + 1
         self.steps_LPN.index_copy_(1, self.place_1, steps_L1N)
-        if self.config.visibility == "strict":  # at first the null slot's, which `added_to_scores` puts right
-            shown_1, hidden_L1N = self.slot_1, self.steps_LPN.index_select(1, self.slot_1) < 0
-        else:
-            shown_1, hidden_L1N = self.place_1, self.unwritten_LTN
+        shown_1, hidden_L1N = self.place_1, self.unwritten_LTN
+        if self.config.visibility == "strict":
+            self.added_LNSN.index_fill_(2, self.place_1, -torch.inf)
+            shown_1 = (self.step_1 - 1).remainder(self.slots) + 1
+            hidden_L1N = self.steps_LPN.index_select(1, shown_1) < 0
         self.added_LNSN.index_copy_(2, shown_1, self._added(hidden_L1N))
         return slice(0, 1)
 
@@ -189,7 +194,7 @@ class StaticStep:
         self.added_RC.masked_fill_(hidden_RC, -torch.inf)
         if layout:
             lattice_cache: StaticLatticeCache = layout["lattice_cache"]
-            lattice_cache.reach = min(self.stop, lattice_cache.written.shape[2])
+            lattice_cache.reach = min(self.stop, lattice_cache.slots)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.logits_RV = torch.empty(0)
 
@@ -232,7 +237,7 @@ class StaticStep:
         self.added_RC.index_fill_(1, self.column_1, 0)
         arguments = dict(self.layout)
         if arguments:
-            arguments["lattice_cache"].slot_1.copy_(self.step_1)
+            arguments["lattice_cache"].step_1.copy_(self.step_1)
             arguments["steps"] = self.steps_R[:, None]
         positions_R = (self.lengths_R + self.steps_R).masked_fill(self.steps_R < 0, 0)
         mask_R11C = self.added_RC[:, None, None]

@@ -115,6 +115,7 @@ class ThreadLayout:
             same_NN[None, :, None, None],
             self.config.visibility,
             self.config.read_self,
+            self.config.horizon,
         )
         return nn.functional.pad(seen_LNTSN.flatten(3).flatten(1, 2), (1, 0), value=True)
 

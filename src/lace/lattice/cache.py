@@ -57,6 +57,8 @@ class LatticeCache:
         self._allocate(lattices, threads, max_steps)
         self.source_L = torch.arange(lattices, device=null_keys_YK.device).roll(-1) if swapped else None
         """Whose entries each lattice reads; None where each reads its own."""
+        self.start = 0
+        """Slot at which the running forward pass begins."""
         self.length = 0
         """Steps so far, those of the running forward pass included."""
         self.grid: RowGrid | None = None
@@ -98,14 +100,21 @@ class LatticeCache:
     @property
     def first(self) -> int:
         """The first slot that is read."""
-        return 0
+        return self._within_horizon(0, self.start)
+
+    def _within_horizon(self, first: int, start: int) -> int:
+        """The first slot that a pass beginning at `start` reads, if there were others from `first` on."""
+        horizon = self.config.horizon
+        newest = start - 1 if self.config.visibility == "strict" else start
+        return max(first, newest + 1 - horizon) if horizon else first
 
     def _box(self, start: int, stop: int) -> tuple[slice, slice, slice]:
         """Lattices, places from `start` to `stop`, and threads."""
         return slice(None), slice(start, stop), slice(None)
 
     def _write_null_slot(self) -> None:
-        """Everybody reads the first null entry and no other; its value is zero."""
+        """Everybody reads the first null entry and no other; its value is zero. It stands where an entry was that is
+        read no more."""
         lattices, place, threads = self._box(self.first, self.first + 1)
         dim = self.null_keys_YK.shape[1]
         self.entries[:, lattices, place, threads, :dim] = self.null_keys_YK[:, None, None, None]
@@ -141,7 +150,9 @@ class LatticeCache:
         if end > self.steps_LSN.shape[1]:
             raise ValueError(f"the lattice cache holds {self.steps_LSN.shape[1]} steps, not {end}")
         self._mark(slice(start, end), steps_LNT)
-        self.length = end
+        before, self.start, self.length = self.first, start, end
+        if self.first > before:
+            self._write_null_slot()
         return slice(start, end)
 
     def write(self, layer: int, slots: slice, entries_LTNX: torch.Tensor) -> None:

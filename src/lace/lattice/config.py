@@ -38,6 +38,9 @@ class LatticeConfig:
     """Entries a query at step t reads: `strict` s < t, `causal` s <= t, `same_step` s == t (no memory)."""
     read_self: bool = False
     """Whether a thread also reads its own entries through the lattice."""
+    horizon: int = 0
+    """How many of the newest steps that `visibility` allows are read, so that the cost of a step no longer grows with
+    the length; 0 for all. May be set for a model trained without one."""
     gate: Literal["head", "none"] = "head"
     """`head`: each lattice head is scaled by a sigmoid of the input; `none`: not gated."""
     max_thread_id: int = 32
@@ -67,6 +70,8 @@ class LatticeConfig:
         for name in ("low_dim", "num_heads", "time_dims", "max_thread_id"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.horizon < 0:
+            raise ValueError(f"horizon must be 0 (all steps) or more, not {self.horizon}")
         if self.thread_dims < 0 or self.time_dims % 2 or self.thread_dims % 2:
             raise ValueError(f"time_dims and thread_dims must be even, not {self.time_dims} and {self.thread_dims}")
         if self.visibility not in VISIBILITIES:

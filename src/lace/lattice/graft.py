@@ -142,6 +142,15 @@ class _DecoderHook:
             )
 
 
+def is_watched(model: nn.Module) -> bool:
+    """Whether somebody else's hooks hang on a model, so that it has to be called as a whole."""
+    return any(
+        not isinstance(getattr(hook, "__self__", None), (_DecoderHook, _AttentionHooks))
+        for module in model.modules()
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    )
+
+
 def lattice_layers(model: nn.Module) -> list[SidePath]:
     """The grafted side paths of a model, in the order of its layers; empty for a plain model."""
     return [module for module in model.modules() if isinstance(module, SidePath)]

@@ -13,6 +13,7 @@ def visible(
     same_thread: torch.Tensor,
     visibility: Visibility,
     read_self: bool = False,
+    horizon: int = 0,
 ) -> torch.Tensor:
     """Which lattice entries each query reads.
 
@@ -25,15 +26,19 @@ def visible(
         same_thread: whether query and entry belong to the same thread.
         visibility: `strict` reads entries of steps s < t, `causal` s <= t, `same_step` s == t.
         read_self: whether a thread reads its own entries too.
+        horizon: how many of the newest of these steps are read, 0 for all.
 
     Returns:
         Boolean tensor of the broadcast shape.
     """
+    newest = query_steps
     if visibility == "strict":
-        in_time = key_steps < query_steps
+        in_time, newest = key_steps < query_steps, query_steps - 1
     elif visibility == "causal":
         in_time = key_steps <= query_steps
     else:
         in_time = key_steps == query_steps
+    if horizon:
+        in_time = in_time & (key_steps > newest - horizon)
     seen = in_time & (key_steps >= 0) & (query_steps >= 0)
     return seen if read_self else seen & ~same_thread
