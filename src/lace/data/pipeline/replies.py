@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -120,6 +121,7 @@ def _objects(text: str) -> list[Any]:
     return []
 
 
+@cache
 def schema_of(kind: type[Reply]) -> dict[str, Any]:
     """What a request names as `response_format`."""
     schema = {"name": kind.__name__.lower(), "strict": True, "schema": kind.model_json_schema()}

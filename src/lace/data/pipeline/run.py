@@ -33,7 +33,7 @@ from lace.data.pipeline.resources import Helpers, open_resources
 from lace.data.pipeline.tokenizer import load_tokenizer
 from lace.provenance import source_commit
 
-PACKAGES = ("lace-llm", "openai", "pydantic", "transformers", "tokenizers")
+PACKAGES = ("lace-llm", "aiohttp", "pydantic", "transformers", "tokenizers")
 RUN_NAME = "run.json"
 LOCK_NAME = ".lock"
 Executor = Literal["local", "ray"]

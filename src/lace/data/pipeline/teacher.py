@@ -2,6 +2,9 @@
 
 What may pass is tried again: time-outs, cut connections, 408, 409, 429, 5xx, and replies that are no completion. Waits
 double and are drawn at random; a server that says when to come back (Retry-After) is not asked by anybody before.
+
+Calls go over plain HTTP: at 64 in flight a client library that models every field of the protocol takes more processor
+time than all the rest of the pipeline.
 """
 
 from __future__ import annotations
@@ -11,14 +14,14 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import openai
-from openai import AsyncOpenAI
+import aiohttp
 
 from lace.data.pipeline.config import Endpoint
 from lace.data.pipeline.item import Rejection
@@ -36,6 +39,18 @@ class CallFailed(Exception):
     """A call failed at every try; another run may have more luck."""
 
 
+class _Refused(Exception):
+    """The server's answer has another status than 200."""
+
+    def __init__(self, status: int, message: str, retry_after: float | None) -> None:
+        super().__init__(f"status {status}: {message}")
+        self.status, self.retry_after = status, retry_after
+
+
+class _NoCompletion(Exception):
+    """The server's answer has status 200 and is not what was asked for."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """What came back."""
@@ -50,7 +65,7 @@ class Completion:
 
 
 class Teacher:
-    """Calls one endpoint.
+    """Calls one endpoint; to be made within an event loop.
 
     Args:
         endpoint: which, and how.
@@ -65,8 +80,12 @@ class Teacher:
         if not key and not any(host in endpoint.base_url for host in ("//127.0.0.1", "//localhost", "//[::1]")):
             raise ValueError(f"no key for {endpoint.base_url}: set the environment variable {endpoint.api_key_env}")
         self.endpoint = endpoint
-        self.client = AsyncOpenAI(
-            base_url=endpoint.base_url, api_key=key or "none", max_retries=0, timeout=endpoint.timeout_seconds
+        self._url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {key or 'none'}"},
+            timeout=aiohttp.ClientTimeout(total=endpoint.timeout_seconds),  # of a whole try: one that dribbles ends too
+            connector=aiohttp.TCPConnector(limit=0),  # `_slots` is the limit
+            proxy=_proxy(self._url),
         )
         self.structured = endpoint.structured
         self.tries = 0
@@ -99,14 +118,15 @@ class Teacher:
                     schema = None
                 try:
                     completion = await self._try(messages, seed, schema, key)
-                except (openai.APIError, TimeoutError, json.JSONDecodeError) as error:
-                    if schema is not None and _status(error) in (400, 415, 422, 501):
+                except (aiohttp.ClientError, TimeoutError, _Refused, _NoCompletion) as error:
+                    status, seconds = _status(error), _retry_after(error)
+                    if schema is not None and status in (400, 415, 422, 501):
                         schema = None  # it may refuse the schema alone; there is no one way to say so
                         continue
                     self._raise_if_final(error)
-                    if (seconds := _retry_after(error)) is not None:
+                    if seconds is not None:
                         self._closed_until = max(self._closed_until, time.monotonic() + seconds)
-                    if seconds is None or _status(error) != 429:
+                    if seconds is None or status != 429:
                         failed += 1
                     if failed >= self.endpoint.tries:
                         self._count_failure(error)
@@ -127,23 +147,11 @@ class Teacher:
         if kind is not None:
             request["response_format"] = schema_of(kind)
         self.tries += 1
-        # The client's own limit is on silence; a server that dribbles must end too.
-        async with asyncio.timeout(settings.timeout_seconds):
-            answer: Any = await self.client.chat.completions.create(**request, extra_headers={"Idempotency-Key": key})
-        # What is no JSON comes back as text, and fields are not checked by the client.
-        choices = getattr(answer, "choices", None)
-        if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
-            raise TimeoutError("the reply is no completion")
-        message = choices[0].message
-        usage = answer.usage
-        return Completion(
-            text=message.content or "",
-            refusal=message.refusal,
-            finish_reason=choices[0].finish_reason,
-            model=answer.model or settings.model,
-            prompt_tokens=usage.prompt_tokens or 0 if usage else 0,
-            completion_tokens=usage.completion_tokens or 0 if usage else 0,
-        )
+        async with self._session.post(self._url, json=request, headers={"Idempotency-Key": key}) as response:
+            body = await response.read()
+        if response.status != 200:
+            raise _Refused(response.status, _message(body), _seconds(response.headers.get("Retry-After", "")))
+        return _read_completion(body, settings.model)
 
     async def _wait_until_open(self) -> None:
         while (left := self._closed_until - time.monotonic()) > 0:
@@ -173,28 +181,64 @@ class Teacher:
         return (prompt + self.endpoint.price_completion * completion.completion_tokens) / 1e6
 
     async def close(self) -> None:
-        await self.client.close()
+        await self._session.close()
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for a URL; the client itself would look it up for each call."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
+def _read_completion(body: bytes, model: str) -> Completion:
+    """What a reply says. Servers differ in which fields they leave out; without a message it is no completion."""
+    try:
+        answer = json.loads(body)
+        choice = answer["choices"][0]
+        message, usage = choice["message"], answer.get("usage") or {}
+        text = message.get("content") or ""
+        if not isinstance(text, str):
+            raise TypeError
+        return Completion(
+            text=text,
+            refusal=message.get("refusal"),
+            finish_reason=choice.get("finish_reason"),
+            model=answer.get("model") or model,
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            completion_tokens=usage.get("completion_tokens") or 0,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise _NoCompletion(f"the reply is no completion: {body[:200]!r}") from None
+
+
+def _message(body: bytes) -> str:
+    """What a refusal says, in the form of OpenAI's errors or any other."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return body[:200].decode(errors="replace")
 
 
 def _status(error: Exception) -> int | None:
-    return error.status_code if isinstance(error, openai.APIStatusError) else None
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300]
+    return error.status if isinstance(error, _Refused) else None
 
 
 def _retry_after(error: Exception) -> float | None:
     """Seconds that the server asks to wait."""
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    headers: Mapping[str, str] = error.response.headers
-    text = headers.get("retry-after", "").strip()
-    if text.replace(".", "", 1).isdigit():
+    return error.retry_after if isinstance(error, _Refused) else None
+
+
+def _seconds(text: str) -> float | None:
+    """The value of a header Retry-After, a number or a date; None for anything else."""
+    if text.strip().replace(".", "", 1).isdigit():
         return float(text)
     try:
         moment = parsedate_to_datetime(text)
     except ValueError:
         return None
     return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300]
