@@ -4,7 +4,7 @@
     python benchmarks/data_pipeline.py faults --questions 10000      # 20 % of calls fail, five times kill -9
     python benchmarks/data_pipeline.py memory --questions 100000     # resident memory of the run while it goes on
 
-Teacher and pipeline are processes of their own and share the machine's cores.
+Teacher and pipeline are processes of their own. On Linux `--pin` gives each of the two a core to itself.
 """
 
 from __future__ import annotations
@@ -78,12 +78,14 @@ def write_tokenizer(folder: Path) -> None:
 
 
 @contextmanager
-def teacher(folder: Path, *arguments: str) -> Iterator[str]:
-    """The programmatic teacher in a process of its own; yields its URL."""
+def teacher(folder: Path, *arguments: str, core: int | None = None) -> Iterator[str]:
+    """The programmatic teacher in a process of its own, on a core of its own if one is given; yields its URL."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, "-m", "teachers", "--port", "0", "--log", str(folder / "requests.txt"), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
+    if core is not None:
+        os.sched_setaffinity(process.pid, {core})
     try:
         yield process.stdout.readline().strip()
     finally:
@@ -105,9 +107,13 @@ def set_up(folder: Path, options: argparse.Namespace, url: str, timeout: float, 
 
 def throughput(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Calls per second of each stage, from its first call to its last, as a share of concurrency / latency."""
-    with teacher(folder, "--latency", str(options.latency)) as url:
+    first, second = sorted(os.sched_getaffinity(0))[:2] if options.pin else (None, None)
+    with teacher(folder, "--latency", str(options.latency), core=first) as url:
         set_up(folder, options, url, timeout=60.0)
-        code = start(folder).wait()
+        run = start(folder)
+        if second is not None:
+            os.sched_setaffinity(run.pid, {second})
+        code = run.wait()
     result: dict[str, Any] = {"exit": code, "ideal_calls_per_second": options.concurrency / options.latency}
     for stage in ("solutions", "steps", "notes"):
         ends, begins = [], []
@@ -159,18 +165,24 @@ def faults(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Resident memory of the run at each tenth of the stage of solutions."""
+    """Resident memory of the run at each tenth of the stage of solutions; told on standard error as it goes on."""
     with teacher(folder) as url:
         # Procedural questions cannot repeat one another but for equal ones.
         set_up(folder, options, url, timeout=60.0, near_duplicates=0.0)
         run, samples = start(folder), dict[int, float]()
+        done, read = 0, 0
         while run.poll() is None:
             time.sleep(1.0)
-            done = sum(len(lines_of(path)) for path in folder.glob("out/stages/2-*/outcomes.jsonl"))
+            for path in folder.glob("out/stages/2-*/outcomes.jsonl"):
+                with path.open("rb") as file:
+                    file.seek(read)
+                    new = file.read()
+                done, read = done + new.count(b"\n"), read + len(new)
             tenth = 10 * done // options.questions
             if tenth not in samples and run.poll() is None:
                 pages = int(Path(f"/proc/{run.pid}/statm").read_text().split()[1])
                 samples[tenth] = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+                print(f"{done} questions: {samples[tenth]} MiB", file=sys.stderr, flush=True)
             if tenth == 10:
                 run.terminate()
     return {"questions": options.questions, "resident_mib_at_each_tenth": samples}
@@ -191,6 +203,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--latency", type=float, default=0.2, help="seconds, for throughput")
+    parser.add_argument("--pin", action="store_true", help="for throughput: a core each for teacher and run")
     parser.add_argument("--kills", type=int, default=5, help="for faults")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class KeyedLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         mend(path)
-        hashes, offsets = [], []
+        hashes, offsets = array("Q"), array("q")
         with path.open("rb") as file:
             offset = 0
             for number, line in enumerate(file, start=1):
@@ -69,9 +70,9 @@ class KeyedLog:
                 hashes.append(_short(line[len(_HEAD) : len(_HEAD) + KEY_LENGTH].decode()))
                 offsets.append(offset)
                 offset += len(line)
-        order = np.argsort(np.array(hashes, dtype=np.uint64), kind="stable")
-        self._hashes = np.array(hashes, dtype=np.uint64)[order]
-        self._offsets = np.array(offsets, dtype=np.int64)[order]
+        known = np.frombuffer(hashes, dtype=np.uint64)
+        order = np.argsort(known, kind="stable")
+        self._hashes, self._offsets = known[order], np.frombuffer(offsets, dtype=np.int64)[order]
         self._reader = path.open("rb")
         self._writer = os.open(write_to or path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 

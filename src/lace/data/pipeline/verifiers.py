@@ -11,7 +11,7 @@ import asyncio
 import json
 import multiprocessing
 from collections.abc import Collection
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -72,7 +72,7 @@ def _same_mathematics(expected: str, answer: str) -> bool:
     return bool(verify(gold, found, timeout_seconds=None))
 
 
-@cache
+@lru_cache(maxsize=16)  # a task is made for each question, so that more would be kept the longer a run goes on
 def _task(data: str) -> Any:
     """The reasoning-gym task that a question is of; its questions depend on seed and index alone."""
     from reasoning_gym import create_dataset
