@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any
 
+from lace.tasks.task import find_task
+
 
 def even(question: dict[str, Any], answer: str) -> bool:
     """Right if even."""
@@ -22,3 +24,8 @@ def hangs(question: dict[str, Any], answer: str) -> bool:
 def dies(question: dict[str, Any], answer: str) -> bool:
     """Takes its process along."""
     os._exit(3)
+
+
+def solves_puzzle(question: dict[str, Any], answer: str) -> bool:
+    """Right if it solves a puzzle of the embedded models."""
+    return find_task(question["text"])[1].check(answer)

@@ -100,7 +100,8 @@ class Engine(_Section):
 
 
 def _kind_of_base(values: Any) -> str:
-    return "an engine" if "engine" in values else "an endpoint"
+    """Of a table that is read, or of a section that is written."""
+    return "an engine" if isinstance(values, Engine) or "engine" in values else "an endpoint"
 
 
 BaseModelSource = Annotated[

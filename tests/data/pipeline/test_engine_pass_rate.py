@@ -1,0 +1,72 @@
+"""The pass rate of a real model in this process: the embedded one, which gets some of these puzzles right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from lace.cli.base_sampler import EngineSampler
+from lace.cli.models import load_engine
+from lace.data.pipeline.config import DataConfig, Engine
+from lace.data.pipeline.keyed_log import read_lines
+from lace.data.pipeline.resources import Helpers
+from lace.data.pipeline.run import run_pipeline
+from lace.engine.sampling import SamplingParams
+from lace.tasks import chain_sum, countdown
+from lace.tasks.task import find_task
+from teachers.puzzles import puzzle_teacher
+from teachers.server import Server
+
+SAMPLES = 8
+
+
+def test_an_engine_decides_which_questions_are_worth_a_teacher(
+    make_config: Callable[..., DataConfig], tmp_path: Path
+) -> None:
+    rng = Random(0)
+    prompts = [task.generate(rng, "test").prompt for task in (countdown, chain_sum) for _ in range(5)]
+    rows = [{"id": f"q{n}", "question": prompt, "answer": ""} for n, prompt in enumerate(prompts)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "file", "path": str(tmp_path / "q.jsonl"), "id": "id", "verifier": "my_verifiers:solves_puzzle"}
+    with Server(puzzle_teacher()) as server:
+        config = make_config(
+            server.url,
+            base={"engine": "puzzles", "temperature": 1.0, "max_tokens": 165},
+            pass_rate={"samples": SAMPLES},
+            questions={"sources": [source], "near_duplicates": 0},
+        )
+        assert isinstance(config.base, Engine)
+        run_pipeline(config, helpers=Helpers(EngineSampler(config.base)))
+    (outcomes,) = config.run.out.glob("stages/2-pass-rate-*/outcomes.jsonl")
+    lines = {line["id"]: line for line in read_lines(outcomes)}
+    assert sorted(lines) == [f"q{n}" for n in range(10)]
+
+    engine = load_engine("puzzles")
+    rates = {}
+    for n, prompt in enumerate(prompts):
+        seed = Random(f"{config.run.seed}/pass rate/q{n}").getrandbits(31)
+        params = SamplingParams(threads=SAMPLES, temperature=1.0, max_tokens=165, seed=seed)
+        (result,) = engine.generate(prompt, params, strategy="independent")
+        right = [find_task(prompt)[1].check(thread.answer) for thread in result.threads]
+        rates[f"q{n}"] = sum(right) / SAMPLES
+    for identity, rate in rates.items():
+        line = lines[identity]
+        if 0 < rate <= 0.5:
+            assert line["item"]["pass_rate"] == rate
+        else:
+            assert (line["reason"], line["detail"]) == (
+                "solved too rarely" if rate == 0 else "solved too often",
+                f"pass rate {rate:.3g}",
+            )
+    assert len({line["kept"] for line in lines.values()}) == 2  # some of each, so that both ways were taken
+
+
+def test_an_engine_that_is_not_there_is_named(make_config: Callable[..., DataConfig], tmp_path: Path) -> None:
+    config = make_config("http://127.0.0.1:1/v1", base={"engine": str(tmp_path / "nothing")})
+    assert isinstance(config.base, Engine)
+    with pytest.raises((ValueError, FileNotFoundError), match="nothing"):
+        EngineSampler(config.base)
