@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from random import Random
 
 from teachers import arithmetic, knights
 from teachers.server import Answer, Request, Script
@@ -106,7 +105,7 @@ def _judge(text: str) -> object:
     question, threads = _part(text, "problem"), _threads(text)
     solver = _solver(question)
     right = [label for label, (_, answer) in threads.items() if solver.is_right(question, answer)]
-    best = Random(question).choice(right) if right else next(iter(threads))
+    best = min(right or threads)  # a rule that threads can follow without asking one another
     verdicts = []
     for label in threads:
         others = [other for other in right if other != label]
