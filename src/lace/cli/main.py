@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from lace.cli import bench, data, evaluate, graft, info, plot, serve, solve, train, view
+from lace.cli import bench, data, evaluate, graft, info, observe, plot, serve, solve, train, view
 
 app = typer.Typer(
     name="lace",
@@ -22,6 +22,7 @@ app.command("bench")(bench.bench)
 app.command("graft")(graft.graft)
 app.command("info")(info.info)
 app.command("plot")(plot.plot)
+app.command("observe")(observe.observe)
 app.command("view")(view.view)
 app.command("serve")(serve.serve)
 app.add_typer(data.app, name="data")

@@ -49,16 +49,16 @@ class Curve:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Reads a report of `lace eval`, or of `lace bench`.
+    """Reads a report of `lace eval`, of `lace bench`, or of `lace observe`.
 
     Raises:
-        ValueError: one line, if it is neither.
+        ValueError: one line, if it is none of these.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise ValueError(f"{path} is not valid JSON") from None
-    if isinstance(report, dict) and "bench" in report:
+    if isinstance(report, dict) and ("bench" in report or "observed" in report):
         return report
     if not isinstance(report, dict) or not report.get("groups"):
         raise ValueError(f"{path} is no report of lace eval: it has no groups")

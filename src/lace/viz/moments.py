@@ -1,0 +1,69 @@
+"""What a token is there for, in the language of the puzzles: the moment of a thread's life that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from lace.engine.selection import Tag
+from lace.tasks.chain_sum import VERDICTS
+from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS
+
+MOMENTS = {
+    "first": "names its first idea, when there is hardly anything to read",
+    "choice": "names another idea of its own",
+    "take-over": "names an idea that another thread has found right",
+    "again": "says a name or a value once more",
+    "see": "says that it looks at others",
+    "verdict": "judges: yes, no, ok, keep, fix",
+    "finding": "says what was found, or whose it is",
+    "work": "calculates",
+    "waiting": "waits",
+    "closing": "writes the answer",
+    "tag": "compares itself with the others in a tag",
+    "end": "ends",
+}
+"""Name -> what a token of it does. A language model's text is `work` and tags, as far as it has no such words."""
+_TAGS = frozenset(f"[[{tag}]]" for tag in get_args(Tag))
+
+
+def moments(texts: Sequence[str]) -> list[str]:
+    """The moment of each token of one thread, its opening left out.
+
+    A name counts as chosen where it first stands; `see` behind it makes it a take-over. Behind `yes` and the verdicts
+    of sums, names, labels and values say what was found.
+
+    Args:
+        texts: what each token adds to the thread's text.
+    """
+    words = [text.strip() for text in texts]
+    found: list[str] = []
+    closing = behind_verdict = False
+    for n, word in enumerate(words):
+        before = words[n - 1] if n else ""
+        name = word in TRIPLE_IDEAS or word in PAIR_IDEAS
+        closing = closing or word == "answer:"
+        if word == "" and n == len(words) - 1:
+            moment = "end"
+        elif word in _TAGS:
+            moment = "tag"
+        elif closing:
+            moment = "closing"
+        elif word == "see":
+            moment = "see"
+        elif word == "yes" or word == "no" or word in VERDICTS:
+            moment = "verdict"
+        elif word == "done":
+            moment = "waiting"
+        elif behind_verdict and (name or word.isdecimal()):
+            moment = "finding"
+        elif (name or word.isdecimal()) and word == before:
+            moment = "again"
+        elif name:
+            taken_over = "see" in words[n + 1 : n + 3]
+            moment = "take-over" if taken_over else "choice" if "choice" in found or "first" in found else "first"
+        else:
+            moment = "work"
+        behind_verdict = (moment == "verdict" and word != "no") or moment == "finding"
+        found.append(moment)
+    return found
