@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 
 class RowLayer(CacheLayerMixin):
-    """Keys and values (R, G, C, K) of one layer, of which `columns` are written and `rows` still live."""
+    """Keys and values (R, G, C, K) of one layer, of which `columns` are written and the first `rows` still live."""
 
     is_sliding = False
     keys: torch.Tensor
@@ -25,6 +25,7 @@ class RowLayer(CacheLayerMixin):
         self.rows, self.columns = len(rows), prompt_keys.shape[2]
         self.keys = self._spread(prompt_keys, rows, columns)
         self.values = self._spread(prompt_values, rows, columns)
+        self.live_keys, self.live_values = self.keys, self.values
         self.is_initialized = True
 
     @staticmethod
@@ -40,10 +41,11 @@ class RowLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        start, self.columns = self.columns, self.columns + key_states.shape[2]
-        self.keys[: self.rows, :, start : self.columns] = key_states
-        self.values[: self.rows, :, start : self.columns] = value_states
-        return self.keys[: self.rows, :, : self.columns], self.values[: self.rows, :, : self.columns]
+        start, more = self.columns, key_states.shape[2]
+        self.columns = start + more
+        self.live_keys.narrow(2, start, more).copy_(key_states)
+        self.live_values.narrow(2, start, more).copy_(value_states)
+        return self.live_keys.narrow(2, 0, self.columns), self.live_values.narrow(2, 0, self.columns)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.columns + query_length, 0
@@ -59,6 +61,7 @@ class RowLayer(CacheLayerMixin):
         self.rows = len(index)
         for buffer in (self.keys, self.values):
             buffer[: self.rows, :, : self.columns] = buffer[index, :, : self.columns]
+        self.live_keys, self.live_values = self.keys[: self.rows], self.values[: self.rows]
 
 
 class RowCache(Cache):

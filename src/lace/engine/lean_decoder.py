@@ -105,15 +105,26 @@ class _Norm:
 
     def __init__(self, norm: Any) -> None:
         self.weight, self.epsilon = norm.weight, norm.variance_epsilon
-        self.doubled = self.weight.repeat(2)
+        self.doubled = self.weight.expand(2, -1).contiguous()
         self.signs_21 = self.weight.new_tensor([[1.0], [-1.0]])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         width = x.shape[-1]
         if x.device.type != "cpu":
             return torch.rms_norm(x, (width,), self.weight, self.epsilon)
-        both = (x[..., None, :] * self.signs_21).flatten(-2)
-        return torch.layer_norm(both, (2 * width,), self.doubled, None, self.epsilon)[..., :width]
+        both = x.unsqueeze(-2) * self.signs_21
+        return torch.layer_norm(both, (2, width), self.doubled, None, self.epsilon).select(-2, 0)
+
+
+class _AddedLinear:
+    """Adds what a linear layer makes of x to h, by one operator."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.transposed, self.bias = linear.weight.t(), linear.bias
+
+    def __call__(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        sum_RD = torch.addmm(h, x, self.transposed)
+        return sum_RD if self.bias is None else sum_RD + self.bias
 
 
 class _Layer:
@@ -125,10 +136,10 @@ class _Layer:
         norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else ()
         self.head_norms = [_Norm(norm) for norm in norms]
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        self.o_proj = attention.o_proj
+        self.o_proj, self.down = _AddedLinear(attention.o_proj), _AddedLinear(mlp.down_proj)
         self.lattice = attention.lattice if hasattr(attention, "lattice") else None
         self.before, self.after = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.gate, self.up = mlp.gate_proj, mlp.up_proj
 
 
 class LeanDecoder:
@@ -169,38 +180,42 @@ class LeanDecoder:
             threads = ThreadLayout.build(self.lattices[0].config, **given, cache=layout["lattice_cache"])
         h_RD = self.embeddings(tokens_R)
         cos_R1K, sin_R1K = self.rotary(h_RD, positions_R[:, None])
-        sin_R1K = sin_R1K * self.signs_K
+        turn = cos_R1K.unsqueeze(1), (sin_R1K * self.signs_K).unsqueeze(1)
         for layer, kept in zip(self.layers, cache.layers, strict=True):
             x_RD = layer.before(h_RD)
-            x_RD = _attend(layer, x_RD, cos_R1K, sin_R1K, kept, mask)
+            x_RD = _attend(layer, x_RD, turn, kept, mask)
             if threads is not None and layer.lattice is not None and layer.lattice.enabled:
                 x_RD = x_RD + layer.lattice(x_RD[:, None], threads)[:, 0]
-            h_RD = _add_linear(h_RD, x_RD, layer.o_proj)
+            h_RD = layer.o_proj(h_RD, x_RD)
             x_RD = layer.after(h_RD)
             x_RF = nn.functional.silu(_linear(x_RD, layer.gate)).mul_(_linear(x_RD, layer.up))
-            h_RD = _add_linear(h_RD, x_RF, layer.down)
+            h_RD = layer.down(h_RD, x_RF)
         return _linear(self.norm(h_RD), self.head)
 
 
 def _attend(
     layer: _Layer,
     x_RD: torch.Tensor,
-    cos_R1K: torch.Tensor,
-    sin_R1K: torch.Tensor,
+    turn: tuple[torch.Tensor, torch.Tensor],
     kept: Any,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Causal attention before `o_proj`; writes the cache."""
+    """Causal attention before `o_proj`; writes the cache.
+
+    Args:
+        turn: cosine of the rotary angles, and sine with the signs of a right angle, both (R, 1, 1, K).
+    """
     rows, dim = len(x_RD), layer.head_dim
-    q_RHK, k_RGK, v_RGK = [
-        nn.functional.linear(x_RD, weight, bias).view(rows, -1, dim) for weight, bias in layer.projections
+    q_RH1K, k_RG1K, v_RG1K = [
+        nn.functional.linear(x_RD, weight, bias).view(rows, -1, 1, dim) for weight, bias in layer.projections
     ]
     if layer.head_norms:
-        q_RHK, k_RGK = [norm(x) for x, norm in zip((q_RHK, k_RGK), layer.head_norms, strict=True)]
-    q_RHK, k_RGK = [x.roll(dim // 2, -1).mul_(sin_R1K).addcmul_(x, cos_R1K) for x in (q_RHK, k_RGK)]
-    keys_RGCK, values_RGCK = kept.update(k_RGK[:, :, None], v_RGK[:, :, None])
+        q_RH1K, k_RG1K = [norm(x) for x, norm in zip((q_RH1K, k_RG1K), layer.head_norms, strict=True)]
+    cos, sin = turn
+    q_RH1K, k_RG1K = [x.roll(dim // 2, -1).mul_(sin).addcmul_(x, cos) for x in (q_RH1K, k_RG1K)]
+    keys_RGCK, values_RGCK = kept.update(k_RG1K, v_RG1K)
     read = nn.functional.scaled_dot_product_attention(
-        q_RHK.view(rows, k_RGK.shape[1], -1, dim),  # the query heads of a key-value head are queries of its keys
+        q_RH1K.view(rows, k_RG1K.shape[1], -1, dim),  # the query heads of a key-value head are queries of its keys
         keys_RGCK,
         values_RGCK,
         attn_mask=mask,
@@ -211,8 +226,3 @@ def _attend(
 
 def _linear(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
     return nn.functional.linear(x, linear.weight, linear.bias)
-
-
-def _add_linear(h: torch.Tensor, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
-    sum_RD = torch.addmm(h, x, linear.weight.t())
-    return sum_RD if linear.bias is None else sum_RD + linear.bias
