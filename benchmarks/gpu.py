@@ -1,6 +1,6 @@
 """Decoding on a GPU, step by step recorded or not, with the lattice on and off, and against transformers' generate.
 
-    python benchmarks/gpu.py SUBJECT FILE.json [steps] [generate] [compiled]
+    python benchmarks/gpu.py SUBJECT FILE.json [steps] [generate] [compiled] [growth]
 
 SUBJECT is a shape of `lace bench --shape` or a shipped model, in bfloat16. FILE holds a list of reports as `lace bench`
 writes them, one for each part, written as soon as it is measured. `benchmarks/gpu.sh` runs all in a few minutes.
@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lace.bench.report import about, step_rows, throughput_rows
 from lace.bench.subjects import SHAPES, model_engine, shape_engine
 from lace.bench.times import TRANSFORMERS
 from lace.engine.engine import Engine
+from lace.lattice.graft import lattice_layers
 
 THREADS, CONTEXT, TOKENS = [4, 32, 128], 50, 100
 DYNAMIC = tuple(name for name in TRANSFORMERS if name.startswith("dynamic"))
@@ -31,6 +33,13 @@ COMPILED = tuple(name for name in TRANSFORMERS if name.startswith("static"))
 def steps(engine: Engine, *, static: bool, lean: bool, rounds: int) -> dict[str, Any]:
     engine.static, engine.lean = static, lean
     return {"steps": step_rows(engine, THREADS, CONTEXT, [TOKENS], rounds, lambda: None)}
+
+
+def growth(engine: Engine, threads: Sequence[int], lengths: Sequence[int], *, horizon: int) -> dict[str, Any]:
+    engine.static, engine.lean = True, True
+    for lattice in lattice_layers(engine.model):
+        lattice.config = replace(lattice.config, horizon=horizon)
+    return {"steps": step_rows(engine, list(threads), CONTEXT, list(lengths), 1, lambda: None)}
 
 
 def tokens_per_second(engine: Engine, threads: Sequence[int], settings: Sequence[str]) -> dict[str, Any]:
@@ -58,6 +67,9 @@ def main() -> None:
         report("recorded, lean", tokens_per_second(engine, (8, 32), DYNAMIC[:1]))
     if "compiled" in parts:
         report("recorded, lean", tokens_per_second(engine, (32,), COMPILED))
+    if "growth" in parts:
+        report("recorded, lean", growth(engine, (4, 32, 128), (128, 512, 1024), horizon=0))
+        report("recorded, lean, horizon 64", growth(engine, (128,), (128, 512, 1024), horizon=64))
     print(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
 
 
