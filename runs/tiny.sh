@@ -25,6 +25,7 @@ settings() { # the settings that make a variant, in all its stages
     causal) echo --lattice.visibility=causal --data.visibility=causal ;;        # sees a step more
     no-thread-encoding) echo --lattice.thread_dims=0 --lattice.time_dims=32 ;;
     no-shuffling) echo --data.shuffle_threads=false ;;
+    with-cpt) ;;                                                                # the lattice learns alone at first
     *) echo "unknown variant $1" >&2; return 1 ;;
     esac
 }
@@ -44,11 +45,15 @@ stage() { # folder, command, config, overrides: one stage, unless it is finished
     .venv/bin/lace train "$2" "configs/tiny/$3.toml" --run.out="$folder" "${@:4}"
 }
 train() { # variant, seed
-    local own later at=$OUT/$2/$1
+    local own later init=$OUT/base/model at=$OUT/$2/$1
     own=$(settings "$1")
     later=$(tr ' ' '\n' <<<"$own" | grep -v '^--lattice\.' || true) # later stages find the lattice in the model
     seeds() { echo "--run.seed=$2 --data.seed=$((10 * $2 + $1))"; } # another stream of puzzles in every stage
-    stage "$2/$1-ideas" sft ideas $(seeds 1 "$2") --model.init="$OUT/base/model" $own
+    if [ "$1" = with-cpt ]; then
+        stage "$2/$1-cpt" cpt ideas $(seeds 0 "$2") --model.init="$init" --train.stop_after=400
+        init=$at-cpt/model
+    fi
+    stage "$2/$1-ideas" sft ideas $(seeds 1 "$2") --model.init="$init" $own
     stage "$2/$1-chains" sft chains $(seeds 2 "$2") --model.init="$at-ideas/model" $later --data.mistakes="$OUT/mistakes.safetensors"
     stage "$2/$1-sft" sft sft $(seeds 3 "$2") --model.init="$at-chains/model" $later --data.mistakes="$OUT/mistakes.safetensors"
     case $1 in

@@ -23,7 +23,7 @@ from typing import Any
 
 from lace.tasks.task import Split, TraceReport, different
 
-MAX_VALUE = 199
+MAX_VALUE = 299
 """Largest value of a step in a trace."""
 MIN_TERM, MAX_TERM = 10, 99
 BLOCK = 3
@@ -128,7 +128,7 @@ def check_range(puzzle: Puzzle) -> None:
 
 
 def generate(rng: Random, split: Split) -> Puzzle:
-    """Draws a puzzle of one split: a start in 20..179, terms of two digits, `MIN_BLOCKS` to `MAX_BLOCKS` blocks."""
+    """Draws a puzzle of one split: a start in 20..279, terms of two digits, `MIN_BLOCKS` to `MAX_BLOCKS` blocks."""
     while True:
         start = value = rng.randint(20, MAX_VALUE - 20)
         terms: list[int] = []
