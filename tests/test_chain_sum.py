@@ -103,7 +103,7 @@ def test_questions_find_their_task_and_those_out_of_range_are_refused() -> None:
     for text, reason in {
         "Compute 112 + 35 - 68 + 20 + 11": "multiple of 3 terms",
         "Compute 112 + 5 - 68 + 20": "terms from 10 to 99",
-        "Compute 112 + 90 - 68 + 20": "stays from 1 to 199",
+        "Compute 280 + 90 - 68 + 20": "stays from 1 to 299",
     }.items():
         with pytest.raises(ValueError, match=reason):
             check_range(parse(text))

@@ -52,7 +52,7 @@ ERRORS = {
     ("solve", "Use 3 and 4 to make 7"): "takes 3 numbers",
     ("solve", "Use 3, 4 and 900 to make 7"): "numbers from 1 to",
     ("solve", "Compute 112 + 35 - 68 + 20 - 11"): "a multiple of 3 terms",
-    ("solve", "Compute 112 + 90 - 68 + 20"): "stays from 1 to 199",
+    ("solve", "Compute 280 + 90 - 68 + 20"): "stays from 1 to 299",
     ("solve", QUESTION, "--threads", "0"): "threads must be at least 1",
     ("solve", QUESTION, "--max-tokens", "0"): "max_tokens must be at least 1",
     ("solve", QUESTION, "--temperature", "-1"): "temperature must be",
