@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -38,6 +38,37 @@ def watched_page(browser: Browser, expected: Callable[[str], bool], **context: A
     page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **context})
     page.set_default_timeout(120_000)
     return page, watch(page, expected)
+
+
+class Node(NamedTuple):
+    """What a screen reader is told of one thing on a page."""
+
+    role: str
+    name: str
+    description: str
+    properties: dict[str, Any]
+
+
+def accessibility_tree(page: Page) -> list[Node]:
+    """Chromium's own, without what it keeps from screen readers, in the order of the page."""
+    session = page.context.new_cdp_session(page)
+    session.send("Accessibility.enable")
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    session.detach()
+
+    def value(node: dict[str, Any], key: str) -> str:
+        return str(node.get(key, {}).get("value", ""))
+
+    return [
+        Node(
+            value(node, "role"),
+            value(node, "name"),
+            value(node, "description"),
+            {each["name"]: each["value"].get("value") for each in node.get("properties", ())},
+        )
+        for node in nodes
+        if not node["ignored"]
+    ]
 
 
 def watch(page: Page, expected: Callable[[str], bool]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromium import needs_chromium, watched_page
+from chromium import accessibility_tree, needs_chromium, watched_page
 from lace.viz.page import build_page
 from lace.viz.trace import Trace
 from traces import synthetic_trace
@@ -126,7 +126,7 @@ def test_the_way_of_the_keyboard(browser: Browser, tmp_path: Path) -> None:
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.className") == "scroller":
             break
-    assert page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "keys"
+    assert page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "token-in-words keys"
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
@@ -157,6 +157,52 @@ def test_the_way_of_the_keyboard(browser: Browser, tmp_path: Path) -> None:
     opened.close()
 
 
+def test_what_a_screen_reader_is_told(browser: Browser, tmp_path: Path) -> None:
+    """Chromium's accessibility tree: everything has a role and a name, and the columns say in words what is drawn."""
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=40)])
+    page, trace = opened.page, opened.traces[0]
+    opened.scroller().focus()
+    for _ in range(9):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    opened.settle()
+    nodes = accessibility_tree(page)
+    by_role = {node.role: [n for n in nodes if n.role == node.role] for node in nodes}
+    for role in ("button", "combobox", "slider", "searchbox", "table", "region", "complementary", "application"):
+        assert by_role[role], role
+        assert all(node.name for node in by_role[role]), role
+    assert {"banner", "main", "contentinfo", "status"} <= set(by_role)
+    assert by_role["status"][0].properties["live"] == "polite"
+    assert len({node.name for node in by_role["combobox"]}) == len(by_role["combobox"])
+    assert {node.name for node in by_role["columnheader"]} >= {str(thread.label) for thread in trace.threads}
+    slider = page.get_by_role("slider", name="Time, in steps")
+    assert slider.get_attribute("aria-valuetext") == "step 39 of 39"
+    assert {"Threads", "What it reads, the most first"} <= {node.name for node in by_role["list"]}
+    named = [node.name for node in by_role["listitem"] if node.name.startswith("Thread ")]
+    assert named == [
+        "Thread 1, [[success]], verified: right",
+        "Thread 4, chosen, [[best]], verified: right",
+        "Thread 7, [[success]], verified: wrong",
+    ]
+
+    label, step = opened.focus
+    (columns,) = by_role["application"]
+    assert columns.properties["focused"]
+    said = page.locator("[role=status]").inner_text()
+    assert columns.description.startswith(f"{said} Arrow keys move")
+    thread = next(n for n, each in enumerate(trace.threads) if each.label == label)
+    reads = opened.reads()
+    listed = page.locator(".reads button").first.inner_text()  # "3.5 % thread 7, step 5: 9"
+    assert said.startswith(f"Thread {label}, step {step}: {trace.threads[thread].texts[step].strip()}. ")
+    assert f"It reads {listed.replace(': ', ', ')}; " in said
+    assert f"and {len(reads) - 3} more, through a gate that is" in said
+
+    page.get_by_label("Head").select_option("2")
+    opened.settle()
+    assert page.locator("[role=status]").inner_text() != said  # other readings, which are told too
+    opened.close()
+
+
 def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -> None:
     opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=64, layers=1)])
     page, trace = opened.page, opened.traces[0]
@@ -164,7 +210,7 @@ def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -
     slider.fill("40")
     page.get_by_label("Window").select_option("8")
     opened.settle()
-    assert page.locator(".timeline output").inner_text() == "step 40 of 63"
+    assert page.locator(".timeline .clock").inner_text() == "step 40 of 63"
     assert "steps 33 to 40" in page.locator(".who").inner_text()
     mass_HN = trace.mass()[0, 33:41].mean(dim=0)  # of the first thread
     for view, mass_N in enumerate([mass_HN.mean(dim=0), *mass_HN]):
@@ -178,10 +224,10 @@ def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -
     opened.scroller().focus()
     page.keyboard.press(",")
     opened.settle()
-    assert page.locator(".timeline output").inner_text() == "step 39 of 63"
+    assert page.locator(".timeline .clock").inner_text() == "step 39 of 63"
     page.get_by_label("Steps a second").select_option("64")
     page.get_by_role("button", name="Play").click()
-    page.locator(".timeline output", has_text="step 63 of 63").wait_for()
+    page.locator(".timeline .clock", has_text="step 63 of 63").wait_for()
     page.get_by_role("button", name="Play").wait_for()  # it has stopped by itself
     opened.close()
 
@@ -277,5 +323,5 @@ def test_sixteen_threads_of_1024_tokens(browser: Browser, tmp_path: Path, capsys
     slider = opened.page.get_by_label("Time, in steps")
     slider.fill("512")
     opened.settle()
-    assert opened.page.locator(".timeline output").inner_text() == "step 512 of 1023"
+    assert opened.page.locator(".timeline .clock").inner_text() == "step 512 of 1023"
     opened.close()

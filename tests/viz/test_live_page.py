@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from chromium import needs_chromium, watch, watched_page
+from chromium import accessibility_tree, needs_chromium, watch, watched_page
 from lace.cli.models import load_engine
 from lace.engine.engine import Engine
 from lace.engine.result import LatticeResult, TokenEvent
@@ -173,6 +173,27 @@ def test_two_rows_at_the_width_of_a_phone(browser: Browser, tiny: Running) -> No
     assert page.locator(".scroller").nth(1).get_attribute("data-arcs") == "0"
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert sum(map(int, back[4:-1].split(","))) < 380
+    assert wrong == []
+    page.close()
+
+
+def test_what_a_screen_reader_is_told(browser: Browser, tiny: Running) -> None:
+    page, wrong = opened(browser, tiny.url)
+    run(page, ASK, 3)
+    page.get_by_text("Save as a file").wait_for()
+    page.locator(".scroller").focus()
+    page.keyboard.press("ArrowDown")
+    settle(page)
+    nodes = accessibility_tree(page)
+    for role in ("button", "combobox", "textbox", "spinbutton", "link", "application", "complementary", "region"):
+        named = [node.name for node in nodes if node.role == role]
+        assert named, role
+        assert all(named), role
+    assert {"alert", "status"} <= {node.role for node in nodes if node.properties.get("live")}
+    (columns,) = (node for node in nodes if node.role == "application")
+    said = page.get_by_role("status").inner_text()
+    assert re.match(r"Thread \d+, step \d+: .*\. It reads ", said)
+    assert columns.description.startswith(said)
     assert wrong == []
     page.close()
 

@@ -201,7 +201,7 @@ function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: strin
       "main",
       {},
       el("div", { class: "panes rows" }, ...panes.map((pane) => pane.element)),
-      el("aside", {}, end, token.element),
+      el("aside", { "aria-label": "About the token and the run" }, end, token.element),
     ),
     el("p", { id: "keys", class: "keys" }, `${WALK_KEYS} The strip beside a token says how much it took from others.`),
   );

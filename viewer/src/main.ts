@@ -5,7 +5,7 @@ import { el, foreign, option } from "./dom";
 import { MatrixPanel, TokenPanel } from "./panels";
 import { Pane } from "./pane";
 import { Search } from "./search";
-import { HEATS, NAMES, type Focus, type Heat, type State } from "./state";
+import { HEATS, MARKS, NAMES, type Focus, type Heat, type State } from "./state";
 import { themeButton } from "./theme";
 import { Timeline } from "./timeline";
 import { tracesOfPage, type Trace } from "./trace";
@@ -32,7 +32,8 @@ function start(traces: Trace[]): void {
   const status = el("p", { role: "status", class: "hidden" });
   const names = traces.map((trace) => (trace.strategy === "lace" ? NAMES.lace : NAMES.independent));
   const panes: Pane[] = [];
-  const walk = new Walk(panes, state, refresh, () => (status.textContent = token.inWords()), {
+  const tell = () => (status.textContent = token.inWords());
+  const walk = new Walk(panes, state, refresh, tell, {
     n: toNextMark,
     ",": () => moveTo(state.now - 1),
     ".": () => moveTo(state.now + 1),
@@ -62,6 +63,7 @@ function start(traces: Trace[]): void {
     ? [
         select("Layer", read.layers.map((layer) => option(layer, String(layer))), String(state.layer), (value) => {
           state.layer = Number(value);
+          tell();
         }),
         select(
           "Head",
@@ -69,6 +71,7 @@ function start(traces: Trace[]): void {
           "0",
           (value) => {
             state.view = Number(value);
+            tell();
           },
         ),
       ]
@@ -103,7 +106,7 @@ function start(traces: Trace[]): void {
       "main",
       {},
       el("div", { class: "panes" }, ...panes.map((pane) => pane.element)),
-      el("aside", {}, token.element, matrix.element, legend(traces)),
+      el("aside", { "aria-label": "About the token and its threads" }, token.element, matrix.element, legend(traces)),
     ),
     timeline.element,
     transcript(traces, names),
@@ -168,9 +171,7 @@ function legend(traces: Trace[]): HTMLElement {
     el(
       "ul",
       {},
-      sign("cite", "cites another thread"),
-      sign("fix", "corrects itself"),
-      sign("stop", "was closed, since another had finished"),
+      ...Object.entries(MARKS).map(([kind, text]) => sign(kind, text)),
       sign("heat", "strip beside a token: heat, strong is much"),
       sign("star", "the thread that speaks for all"),
     ),

@@ -59,7 +59,7 @@ export class Pane<Shown extends Run = Trace> {
   hits = new Set<number>();
   private readonly canvas = el("canvas", { "aria-hidden": "true" });
   private readonly summary = el("header", {});
-  private readonly heads = el("div", { class: "heads" });
+  private readonly heads = el("div", { class: "heads", role: "list", "aria-label": "Threads" });
   private readonly field: HTMLElement;
   private readonly context: CanvasRenderingContext2D;
   private column = NARROWEST;
@@ -83,7 +83,7 @@ export class Pane<Shown extends Run = Trace> {
         tabindex: 0,
         role: "application",
         "aria-roledescription": "threads side by side",
-        "aria-describedby": "keys",
+        "aria-describedby": "token-in-words keys",
       },
       this.heads,
       this.field,
@@ -103,7 +103,7 @@ export class Pane<Shown extends Run = Trace> {
   update(): void {
     const { trace, title } = this;
     this.summary.replaceChildren(el("h2", {}, title), el("p", {}, ...(trace.note === null ? this.outcome() : [trace.note])));
-    this.heads.replaceChildren(el("span", { class: "corner" }, "step"), ...trace.threads.map((_, n) => this.head(n)));
+    this.heads.replaceChildren(el("span", { class: "corner", "aria-hidden": "true" }, "step"), ...trace.threads.map((_, n) => this.head(n)));
     this.scroller.setAttribute("aria-label", `${title}: ${trace.threads.length} threads, ${trace.steps} steps`);
   }
 
@@ -129,15 +129,18 @@ export class Pane<Shown extends Run = Trace> {
 
   private head(n: number): HTMLElement {
     const thread = this.trace.threads[n];
-    const word = verdict(thread.correct);
     const sign = thread.correct === true ? "✓" : thread.correct === false ? "✗" : "";
     const chosen = this.trace.note === null && n === this.trace.chosen;
-    const what = [chosen && "chosen", thread.tag && `[[${thread.tag}]]`, word].filter(Boolean).join(", ");
     return el(
       "div",
-      { class: `head${chosen ? " chosen" : ""}${thread.correct ? " verified" : ""}`, title: what },
+      {
+        class: `head${chosen ? " chosen" : ""}${thread.correct ? " verified" : ""}`,
+        role: "listitem",
+        title: outcome(thread, chosen),
+        "aria-label": inOneLine(thread, chosen),
+      },
       el("strong", {}, `${chosen ? "★ " : ""}Thread ${thread.label}`),
-      el("small", {}, [thread.tag ?? thread.finish_reason, sign].filter(Boolean).join(" ")),
+      el("small", { "aria-hidden": "true" }, [thread.tag ?? thread.finish_reason, sign].filter(Boolean).join(" ")),
     );
   }
 
@@ -374,6 +377,16 @@ export class Pane<Shown extends Run = Trace> {
     context.fillStyle = colours.text;
     context.fillText(text, right - width + 3, y + 1);
   }
+}
+
+/** How a thread ended, in words. */
+function outcome(thread: Thread, chosen: boolean): string {
+  return [chosen && "chosen", thread.tag && `[[${thread.tag}]]`, verdict(thread.correct)].filter(Boolean).join(", ");
+}
+
+/** The same behind the thread's name. */
+export function inOneLine(thread: Thread, chosen: boolean): string {
+  return [`Thread ${thread.label}`, outcome(thread, chosen)].filter(Boolean).join(", ");
 }
 
 export function verdict(correct: boolean | null): string {

@@ -2,12 +2,17 @@
 
 import { el, foreign } from "./dom";
 import { shown, type Pane } from "./pane";
-import { percent, type State } from "./state";
+import { MARKS, percent, type State } from "./state";
 import type { Run } from "./trace";
+
+/** Arcs that are told in words. */
+const TOLD = 3;
 
 export class TokenPanel {
   readonly element: HTMLElement;
   private readonly body = el("div", {});
+  /** Describes the columns to a screen reader, which cannot see what is drawn in them. */
+  private readonly words = el("p", { id: "token-in-words", class: "hidden" });
   private drawn = "";
 
   constructor(
@@ -15,7 +20,7 @@ export class TokenPanel {
     private readonly state: State,
     private readonly go: (pane: number, thread: number, step: number) => void,
   ) {
-    this.element = el("section", { class: "token", "aria-label": "Token" }, el("h2", {}, "Token"), this.body);
+    this.element = el("section", { class: "token", "aria-label": "Token" }, el("h2", {}, "Token"), this.body, this.words);
   }
 
   /** The token in focus and its readings, for a screen reader. */
@@ -25,15 +30,16 @@ export class TokenPanel {
     const pane = this.panes[focus.pane];
     const thread = pane.trace.threads[focus.thread];
     const head = `Thread ${thread.label}, step ${focus.step}: ${shown(thread, focus.step).slice(0, 200)}.`;
-    const marks = thread.marks.filter((mark) => mark.step === focus.step).map((mark) => ` Mark: ${mark.kind}.`);
-    const reads = pane
-      .arcs()
-      .slice(0, 3)
-      .map((arc) => {
-        const other = pane.trace.threads[arc.thread];
-        return `${percent(arc.weight)} thread ${other.label} step ${arc.step} ${shown(other, arc.step).slice(0, 40)}`;
-      });
-    return `${head}${marks.join("")} ${reads.length ? `Reads ${reads.join("; ")}.` : "Reads nobody."}`;
+    const marks = thread.marks.filter((mark) => mark.step === focus.step).map((mark) => ` It ${MARKS[mark.kind]}.`);
+    const arcs = pane.arcs();
+    if (arcs.length === 0) return `${head}${marks.join("")} It reads nobody.`;
+    const reads = arcs.slice(0, TOLD).map((arc) => {
+      const other = pane.trace.threads[arc.thread];
+      return `${percent(arc.weight)} thread ${other.label}, step ${arc.step}, ${shown(other, arc.step).slice(0, 40)}`;
+    });
+    const more = arcs.length > TOLD ? `; and ${arcs.length - TOLD} more` : "";
+    const gate = arcs[0].gate < 1 ? `, through a gate that is ${percent(arcs[0].gate)} open` : "";
+    return `${head}${marks.join("")} It reads ${reads.join("; ")}${more}${gate}.`;
   }
 
   draw(): void {
@@ -41,6 +47,7 @@ export class TokenPanel {
     const key = JSON.stringify([focus, layer, view]);
     if (key === this.drawn) return;
     this.drawn = key;
+    this.words.textContent = this.inWords();
     if (!focus) {
       this.body.replaceChildren(el("p", { class: "faint" }, "Point at a token, or move to one with the arrow keys."));
       return;
@@ -55,7 +62,7 @@ export class TokenPanel {
     ]) {
       facts.append(el("dt", {}, name), el("dd", {}, value));
     }
-    const reads = el("ol", { class: "reads" });
+    const reads = el("ol", { class: "reads", "aria-label": "What it reads, the most first" });
     for (const arc of pane.arcs()) {
       const other = trace.threads[arc.thread];
       const button = el(
@@ -98,11 +105,11 @@ export class MatrixPanel {
         tables.push(
           el(
             "div",
-            { class: "matrix", tabindex: 0, role: "region", "aria-label": "Attention by thread" },
+            { class: "matrix", tabindex: 0, role: "region", "aria-label": `Attention by thread. ${pane.inWords()}` },
             el(
               "table",
               {},
-              el("caption", { class: "hidden" }, "Attention of each thread (row) on each other thread (column)"),
+              el("caption", { class: "hidden" }, "Attention of each thread (row) on each other thread (column), in %"),
               el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "reads"), ...labels)),
               el(
                 "tbody",

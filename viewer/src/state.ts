@@ -33,6 +33,13 @@ export const HEATS: Record<Heat, string> = {
   surprise: "-log probability, nats",
 };
 
+/** What a thread does where it is marked. */
+export const MARKS = {
+  cite: "cites another thread",
+  fix: "corrects itself",
+  stop: "was closed, since another had finished",
+};
+
 export const NAMES = { lace: "LACE: threads read each other", independent: "Independent threads" };
 
 export const percent = (share: number): string => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;

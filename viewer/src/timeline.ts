@@ -9,7 +9,8 @@ export class Timeline {
   private readonly canvas = el("canvas", { "aria-hidden": "true" });
   private readonly slider: HTMLInputElement;
   private readonly button = el("button", { type: "button", class: "play" }, "Play");
-  private readonly clock = el("output", {});
+  /** An output would be read out at every step. */
+  private readonly clock = el("span", { class: "clock" });
   private readonly picture = document.createElement("canvas");
   private pictured = "";
   private speed = 16;
@@ -107,6 +108,7 @@ export class Timeline {
     context.fillRect((state.now + 1) * unit - 1, 0, 2, canvas.height);
     this.slider.value = String(state.now);
     this.clock.textContent = `step ${state.now} of ${this.steps - 1}`;
+    this.slider.setAttribute("aria-valuetext", this.clock.textContent);
   }
 
   private drawPicture(): void {

@@ -1,6 +1,7 @@
 // The texts of the threads, to be read in lines.
 
 import { el, foreign } from "./dom";
+import { inOneLine } from "./pane";
 import type { Run } from "./trace";
 
 export function transcript(runs: Run[], names: string[]): HTMLElement {
@@ -14,7 +15,7 @@ export function transcript(runs: Run[], names: string[]): HTMLElement {
         el(
           "article",
           {},
-          el("h3", {}, `Thread ${thread.label}${n === run.chosen ? ", chosen" : ""}`),
+          el("h3", {}, inOneLine(thread, n === run.chosen)),
           el("p", {}, foreign(thread.texts.slice(thread.given).join("").trim())),
         ),
       ),

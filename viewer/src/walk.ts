@@ -41,6 +41,7 @@ export class Walk {
         const same = state.pinned && focus?.pane === number && focus.thread === at.thread && focus.step === at.step;
         state.pinned = !same;
         state.focus = { pane: number, ...at };
+        this.arrived();
         this.refresh();
       },
       key: (event) => this.press(event, number),

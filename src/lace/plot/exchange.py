@@ -129,6 +129,8 @@ def _moments(found: dict[str, Any], title: str) -> Figure:
             panel = grid[row, column]
             panel.axvline(0, color="#BBBBBB", linewidth=1)
             _lines(panel, distance, seen[name], found["layers"])
+            panel.set_xlim(-REACH - 0.5, REACH + 0.5)
+            panel.set_xticks(range(-REACH, REACH + 1, REACH // 2))
             for mean, shade in zip(found[name]["value"], _shades(found["layers"]), strict=True):
                 panel.axhline(mean, color=shade, linestyle=":", linewidth=1)
         grid[0, column].set_title(f"around {TITLES[moment]} (n = {seen['n']})")
