@@ -1,0 +1,215 @@
+"""A small model from nothing for data of `lace data`: what runs/student.sh needs besides the commands of `lace`.
+
+python benchmarks/student.py bytes TOKENIZER          # a token for each byte, for a first run of a few questions
+python benchmarks/student.py base RUN MODEL           # a tokenizer made from that run's lattices, and a random model
+python benchmarks/student.py ask RUN MODEL --n 400    # unseen questions; lattice on, off and swapped
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM, set_seed
+
+from lace.cli.models import load_engine
+from lace.data.jsonl import read_records
+from lace.data.pipeline.config import ReasoningGymSource
+from lace.data.pipeline.item import Question
+from lace.data.pipeline.outcomes import read_items
+from lace.data.pipeline.outputs import FILE_NAME, PARTS
+from lace.data.pipeline.plan import OUTCOMES_NAME
+from lace.data.pipeline.sources import read_source
+from lace.data.pipeline.stats import read_about
+from lace.data.pipeline.verifiers import is_right
+from lace.engine.engine import Engine
+from lace.engine.result import STRATEGIES, LatticeResult
+from lace.engine.sampling import SamplingParams
+from lace.engine.selection import majority
+from lace.eval.stats import bootstrap_difference, bootstrap_mean, mcnemar
+from lace.lattice.fingerprint import weights_digest
+from lace.provenance import source_commit
+from lace.train.new_model import ModelShape, number_features
+from lace.viz.trace import record
+
+END = "<eos>"
+SHAPE = ModelShape(num_hidden_layers=4, max_position_embeddings=1024)
+VOCABULARY = 480
+
+
+def write_bytes_tokenizer(folder: Path) -> None:
+    """A token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: n for n, token in enumerate([END, *alphabet])}
+    _wrap(Tokenizer(models.BPE(vocab=vocabulary, merges=[]))).save_pretrained(folder)
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+
+
+def trained_tokenizer(run: Path, size: int) -> PreTrainedTokenizerBase:
+    """Byte pairs that are frequent in a run's prompts and threads; words and small numbers become one token each."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_texts(run), trainer)
+    return _wrap(tokenizer)
+
+
+def _texts(run: Path) -> Iterator[str]:
+    written = decoders.ByteLevel()
+    for part in PARTS:
+        for made in read_records(run / part / FILE_NAME):
+            yield made.prompt
+            for thread in made.threads:
+                yield written.decode([token for token in thread.tokens if token != END])
+
+
+def random_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A decoder whose embeddings of numbers start from `number_features`."""
+    set_seed(0)
+    model = Qwen3ForCausalLM(SHAPE.to_config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id))
+    tokens = {n: int(token.lstrip("Ġ")) for token, n in tokenizer.get_vocab().items() if re.fullmatch(r"Ġ?\d+", token)}
+    features = number_features(torch.tensor(list(tokens.values()))) * 2**0.5 * model.config.initializer_range
+    embeddings: Any = model.get_input_embeddings()
+    with torch.no_grad():
+        embeddings.weight[list(tokens), : features.shape[1]] = features
+    return model
+
+
+def unseen_questions(run: Path, n: int) -> list[Question]:
+    """Questions of the run's own reasoning-gym tasks under another seed, in the shares that the run has them, without
+    those that it has."""
+    config, stages = read_about(run)
+    known = {item.question.text for _, item in read_items(run / stages[0]["folder"] / OUTCOMES_NAME)}
+    sources = [source for source in config.questions.sources if isinstance(source, ReasoningGymSource)]
+    total, found = sum(source.size for source in sources), list[Question]()
+    for source in sources:
+        wanted, other = round(n * source.size / total), source.model_copy(update={"seed": 10_000 + source.seed})
+        for question in read_source(other):
+            assert isinstance(question, Question)
+            if wanted and question.text not in known:
+                known.add(question.text)
+                found.append(question)
+                wanted -= 1
+    return found
+
+
+def ask(run: Path, model: str, sampling: SamplingParams, n: int) -> dict[str, Any]:
+    """Accuracies on unseen questions, by task and strategy, and how much of their attention the threads give each
+    other."""
+    engine, questions = load_engine(model), unseen_questions(run, n)
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": source_commit(),
+        "weights": weights_digest(engine.model),
+        "threads": sampling.threads,
+        "temperature": sampling.temperature,
+        "max_tokens": sampling.max_tokens,
+    }
+    answered = {strategy: _answers(engine, questions, sampling, strategy) for strategy in STRATEGIES}
+    tasks: dict[str, list[int]] = {}
+    for index, question in enumerate(questions):
+        tasks.setdefault(str(question.data["task"]), []).append(index)
+    for task, chosen in tasks.items():
+        judged = {
+            strategy: {
+                name: [judge(questions[i], results[i])[name] for i in chosen]
+                for name in ("acc", "mean@N", "vote@N", "pass@N", "tag_valid")
+            }
+            for strategy, results in answered.items()
+        }
+        on, off = judged["lace"]["acc"], judged["independent"]["vote@N"]
+        report[task] = {
+            "n": len(chosen),
+            **{
+                strategy: {name: bootstrap_mean(values).to_dict() for name, values in metrics.items()}
+                for strategy, metrics in judged.items()
+            },
+            "lace acc - independent vote@N": bootstrap_difference(on, off).to_dict() | {"p": mcnemar(on, off).p},
+        }
+    report["cross_thread_attention"] = fmean(_read_of_others(engine, result) for result in answered["lace"][:50])
+    report["samples"] = [
+        _told(question, result) for question, result in zip(questions[:10], answered["lace"], strict=False)
+    ]
+    return report
+
+
+def _told(question: Question, result: LatticeResult) -> dict[str, Any]:
+    threads = [f"Thread {thread.label}:{thread.text}" for thread in result.threads]
+    return {"question": question.text, "answer": question.answer, "chosen": result.chosen, "threads": threads}
+
+
+def _answers(engine: Engine, questions: list[Question], sampling: SamplingParams, strategy: Any) -> list[LatticeResult]:
+    params = [replace(sampling, seed=index) for index in range(len(questions))]
+    return engine.generate([question.text for question in questions], params, strategy=strategy)
+
+
+def judge(question: Question, result: LatticeResult) -> dict[str, float]:
+    """What the threads of one question reached, by the names of `lace eval`."""
+    values = question.model_dump()
+    right = [is_right(question.verifier, values, thread.answer or "") for thread in result.threads]
+    vote = majority([thread.answer for thread in result.threads])
+    return {
+        "acc": float(right[result.chosen]),
+        "mean@N": fmean(right),
+        "vote@N": float(is_right(question.verifier, values, vote or "")),
+        "pass@N": float(any(right)),
+        "tag_valid": float(sum(thread.tag == "best" for thread in result.threads) == 1),
+    }
+
+
+def _read_of_others(engine: Engine, result: LatticeResult) -> float:
+    """Share of a lattice's attention that goes to other threads, over layers, tokens and heads; the rest lies on the
+    null entry."""
+    return float(record(engine, result).mass().sum(dim=-1).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    what.add_parser("bytes").add_argument("tokenizer", type=Path)
+    base = what.add_parser("base")
+    base.add_argument("run", type=Path)
+    base.add_argument("model", type=Path)
+    asked = what.add_parser("ask")
+    asked.add_argument("run", type=Path)
+    asked.add_argument("model")
+    asked.add_argument("--n", type=int, default=400)
+    asked.add_argument("--threads", type=int, default=4)
+    asked.add_argument("--temperature", type=float, default=0.7)
+    asked.add_argument("--max-tokens", type=int, default=400)
+    asked.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.what == "bytes":
+        write_bytes_tokenizer(options.tokenizer)
+    elif options.what == "ask":
+        sampling = SamplingParams(
+            threads=options.threads, temperature=options.temperature, max_tokens=options.max_tokens, top_p=0.9
+        )
+        text = json.dumps(ask(options.run, options.model, sampling, options.n), indent=1, ensure_ascii=False)
+        print(text)
+        if options.json:
+            options.json.write_text(text + "\n", encoding="utf-8")
+    else:
+        tokenizer = trained_tokenizer(options.run, VOCABULARY)
+        random_model(tokenizer).save_pretrained(options.model)
+        tokenizer.save_pretrained(options.model)
+
+
+if __name__ == "__main__":
+    main()
