@@ -1,6 +1,6 @@
 """What looking at threads costs: the pages, a trace, recording on against off, and the viewer's frames a second.
 
-    python benchmarks/recording.py [--rounds 15] [--json docs/results/recording.json]
+    python benchmarks/recording.py [--rounds 15] [--json docs/results/viewing/recording.json]
 
 Recording is a second reading of a finished text (`lace.viz.trace`), told here as a share of the decoding that it
 follows; the live page's exchanges are read while decoding (`lace.engine.exchanges`). Sides take turns, round by round,
