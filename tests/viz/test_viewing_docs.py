@@ -1,4 +1,4 @@
-"""docs/viewing.md tells the truth: its tables are those of the result files, and the pictures that it shows are there."""
+"""docs/viewing.md tells the truth: its tables are those of the result files, its pictures are there."""
 
 from __future__ import annotations
 
