@@ -43,7 +43,7 @@ def growth(engine: Engine, threads: Sequence[int], lengths: Sequence[int], *, ho
 
 
 def tokens_per_second(engine: Engine, threads: Sequence[int], settings: Sequence[str]) -> dict[str, Any]:
-    engine.static, engine.lean = None, True
+    engine.static, engine.lean = True, True
     return {"throughput": throughput_rows(engine, list(threads), CONTEXT, TOKENS, 1, lambda: None, settings)}
 
 

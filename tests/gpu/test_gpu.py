@@ -32,7 +32,7 @@ STATIC = pytest.mark.parametrize("static", [True, False], ids=["recorded", "not 
 LEAN = pytest.mark.parametrize("lean", [True, False], ids=["lean", "whole model"])
 
 
-def shipped(dtype: torch.dtype, *, static: bool | None = None, lean: bool = True) -> Engine:
+def shipped(dtype: torch.dtype, *, static: bool = False, lean: bool = True) -> Engine:
     loaded = load("puzzles", dtype=dtype, device="cuda")
     return Engine(loaded.model, loaded.tokenizer, static=static, lean=lean)
 

@@ -36,13 +36,9 @@ def bench(
     context: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 50,
     rounds: Annotated[int, typer.Option(help="Interleaved runs of all sides.", min=1)] = 3,
     static: Annotated[
-        bool | None,
-        typer.Option(
-            "--static/--dynamic",
-            help="Steps over buffers of fixed shape, which a GPU records and repeats, or growing ones. "
-            "Default: static on a GPU.",
-        ),
-    ] = None,
+        bool,
+        typer.Option("--static", help="Steps over buffers of fixed shape, which a GPU records and repeats."),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Show that it works: few steps, one round.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report there.")] = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the tables there.")] = None,

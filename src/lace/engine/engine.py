@@ -40,7 +40,7 @@ class Engine:
             may have more). Results do not depend on it but for rounding, except that it decides who is read by whom in
             the strategy `swapped`.
         static: whether steps run over buffers of fixed shape (`lace.engine.static_step`), where the model and the
-            strategy allow it; by default on a GPU, which then records a step and repeats it.
+            strategy allow it; a GPU then records a step and repeats it. Off, until it has run on one.
         lean: whether a step goes by the few operators of `lace.engine.lean_decoder` where the model's kind allows it,
             and not by the model's own forward pass.
     """
@@ -51,7 +51,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_rows: int = 512,
-        static: bool | None = None,
+        static: bool = False,
         lean: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.max_rows = model.eval(), tokenizer, max_rows
@@ -211,8 +211,7 @@ class Engine:
     def steps(self, lattices: list[Lattice], strategy: Strategy) -> Iterator[list[TokenEvent]]:
         """Runs new lattices as one batch to its end; yields the events of each step."""
         started = time.perf_counter()
-        wanted = self.model.device.type == "cuda" if self.static is None else self.static
-        state = _DecodingState(self.model, lattices, strategy, static=wanted, lean=self.lean)
+        state = _DecodingState(self.model, lattices, strategy, static=self.static, lean=self.lean)
         step = 0
         while True:
             tokens, logprobs = state.choose(step)

@@ -234,7 +234,7 @@ class LatticeGRPO:
         self.output.mkdir(parents=True, exist_ok=True)
         model.eval()  # dropout would make the log-probabilities others than those sampled from
         # A prepared model's own forward pass may run under autocast, or gather weights.
-        self.engine = Engine(model, tokenizer, max_rows=settings.decode_rows, static=False, lean=False)
+        self.engine = Engine(model, tokenizer, max_rows=settings.decode_rows, lean=False)
         self.reference = reference.to(self.accelerator.device).eval() if reference is not None else None
         self.diversity: Callable[[LatticeResult], float] = diversity_of_tokens
         if settings.diversity == "embeddings":
