@@ -159,6 +159,30 @@ def test_a_key_is_asked_for_unless_the_server_is_on_this_machine(monkeypatch: py
         Teacher(Endpoint(base_url="https://example.org/v1", model="m"), 1)
 
 
+def test_a_proxy_that_the_environment_names_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "hidden")
+    with Server(lambda request: GOOD) as server:
+        monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "")
+
+        async def work() -> Completion:
+            teacher = Teacher(Endpoint(base_url="http://teacher.invalid/v1", model="m"), 1)
+            completion = await teacher.complete(MESSAGES, seed=0, kind=Steps, key="call 0")
+            await teacher.close()
+            return completion
+
+        assert asyncio.run(work()).text == GOOD.text
+        assert server.requests == {"call 0": 1}
+
+
+@pytest.mark.parametrize("content", [["a", "list"], 7, {"text": "x"}])
+def test_a_message_that_is_no_text_is_no_completion(content: object) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    body = json.dumps({"choices": [choice]}).encode()
+    (completion,), _, server = call(first_fails(lambda: Answer(None, body=body)))
+    assert (completion.text, server.requests) == (GOOD.text, {"call 0": 2})
+
+
 def test_the_body_of_a_good_reply_may_lack_its_usage() -> None:
     choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
     (completion,), _, _ = call(lambda request: Answer(None, body=json.dumps({"choices": [choice]}).encode()))
