@@ -1,4 +1,4 @@
-"""Writes the result tables of README.md and docs/viewing.md from docs/results: `python docs/make_tables.py`.
+"""Writes the result tables of README.md and of pages in docs from docs/results: `python docs/make_tables.py`.
 
 A table stands between `<!-- NAME -->` and `<!-- end NAME -->`; NAME is the file without its ending.
 """
@@ -16,13 +16,13 @@ from lace.report_table import Table, as_markdown
 from lace.viz.exchange_table import markdown as exchange
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "viewing.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "viewing.md", ROOT / "docs" / "speed.md")
 
 
 def render(text: str) -> str:
     """A page's text with every table made anew."""
     results = ROOT / "docs" / "results"
-    for path in sorted((*results.glob("*.json"), *(results / "viewing").glob("*.json"))):
+    for path in sorted(results.rglob("*.json")):
         if f"<!-- {path.stem} -->" not in text:
             continue
         report = json.loads(path.read_text(encoding="utf-8"))
