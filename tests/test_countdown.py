@@ -200,6 +200,7 @@ def test_combine() -> None:
         ("(x+y)+z 7 + 3 = 10 (x+z)+y 12 + 3 = 15 , 15 + 7 = 22 no", (3, 0, 0)),  # a new idea takes all numbers again
         ("(x+y)*z (x+y)+z see 7 + 3 = 10 , 12 + 10 = 23 no", (2, 1, 0)),
         ("(x+y)+z see answer: 7 + 5 = 1", (0, 0, 0)),
+        ("(x+z)/y see (x*z)/y see (x*z)/y see", (0, 0, 0)),
         ("", (0, 0, 0)),
     ],
 )

@@ -156,7 +156,7 @@ def test_the_same_text_alone_and_among_fifty_others() -> None:
 def test_rounding_is_no_excuse_for_everything() -> None:
     """Two runs with the same draws at different temperatures part, and not by rounding; nor does a wrong token."""
     engine = load_engine("puzzles")
-    params = SamplingParams(threads=2, max_tokens=30, seed=1)
+    params = SamplingParams(threads=2, max_tokens=30, seed=4)
     ours, theirs = token_ids([engine.generate(PROMPTS[0], replace(params, temperature=t))[0] for t in (1, 0.5)])
     assert compare(engine, PROMPTS[0], params, ours, ours) is None
     parting = compare(engine, PROMPTS[0], params, ours, theirs)

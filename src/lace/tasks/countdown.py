@@ -324,9 +324,9 @@ def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
     hand: Counter[int] = Counter(puzzle.numbers)
     for token in _TRACE.finditer(body):
         if token["see"]:  # the name before it was another thread's, and if it stands there twice, its own too
-            following = True
-            if len(names) == width and said_again:
+            if len(names) == width and said_again and not following:
                 tried.pop()
+            following = True
         elif token["verdict"]:  # `yes` is followed by the attempt's names once more
             if names and len(names) < width and not following:
                 tried.append(tuple(names))
