@@ -26,6 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from figures import tell
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -213,10 +214,7 @@ def main() -> None:
         result = {"what": options.what, "questions": options.questions, "concurrency": options.concurrency}
         result |= measure(Path(folder), options)
     result |= {"seconds": round(time.monotonic() - began, 1), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    tell(result, options.json)
 
 
 if __name__ == "__main__":

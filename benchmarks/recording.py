@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from figures import tell
 
 from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TEMPERATURE, TOP_P
 from lace.cli.models import load_engine
@@ -158,10 +159,7 @@ def main() -> None:
             "commit": source_commit(),
             "machine": machine(),
         }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    tell(report, options.json)
 
 
 if __name__ == "__main__":

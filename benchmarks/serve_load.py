@@ -28,6 +28,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import torch
+from figures import tell
 
 from lace.cli.models import load_engine
 from lace.engine.engine import Engine
@@ -229,10 +230,7 @@ def main() -> None:
         "offline_step_seconds": _offline_step(engine),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
     }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    tell(report, options.json)
 
 
 if __name__ == "__main__":

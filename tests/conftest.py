@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
+from types import ModuleType
 
 # Before any library reads them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,3 +37,14 @@ def base(family: str) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_tables() -> ModuleType:
+    """The script that writes the tables of README and docs, as a module."""
+    spec = importlib.util.spec_from_file_location("make_tables", Path(__file__).parents[1] / "docs" / "make_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

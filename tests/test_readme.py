@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,16 +15,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_tables_are_made_from_the_result_files() -> None:
-    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_tables_are_made_from_the_result_files(make_tables: ModuleType) -> None:
     names = {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
     assert names
     assert names == set(re.findall(r"<!-- end (\w+) -->", README))
-    assert module.render(README) == README
+    assert make_tables.render(README) == README
 
 
 def test_evaluations_that_are_shown_are_large_enough() -> None:

@@ -9,10 +9,11 @@ from transformers import PreTrainedTokenizerFast
 
 from lace.engine.engine import Engine
 from lace.engine.sampling import SamplingParams
+from lace.lattice.graft import numbered_lattices
 from lace.viz.exchange import BINS, EVERY, REACH, WINDOW, pool
 from lace.viz.moments import MOMENTS, moments
 from lace.viz.silence import silenced
-from lace.viz.trace import Trace, layers_with_lattice
+from lace.viz.trace import Trace
 from tiny_engine import PROMPTS, new_model
 from traces import synthetic_trace
 
@@ -164,7 +165,7 @@ def test_a_silenced_head_adds_nothing(tokenizer: PreTrainedTokenizerFast) -> Non
     """With all of them silenced threads write as with the lattice off, and afterwards as before."""
     engine = Engine(new_model(tokenizer, layers=(2,)), tokenizer)
     params = SamplingParams(threads=3, max_tokens=14, seed=2, grace=None)
-    (lattice,) = layers_with_lattice(engine).values()
+    (lattice,) = numbered_lattices(engine.model).values()
     weights = lattice.up_proj.weight.clone()
 
     def texts(strategy: str = "lace") -> list[list[int]]:

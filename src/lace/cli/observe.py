@@ -58,18 +58,18 @@ def observe(
     from lace.engine.sampling import SamplingParams
     from lace.eval.run import Entry
     from lace.lattice.fingerprint import weights_digest
+    from lace.lattice.graft import numbered_lattices
     from lace.provenance import machine, source_commit
     from lace.report_table import print_tables
     from lace.tasks.task import get_task
     from lace.viz.exchange import diversity_over_time, pool
     from lace.viz.exchange_table import tables
-    from lace.viz.trace import layers_with_lattice
 
     tasks = list(dict.fromkeys(task or MAX_TOKENS))
     for name in tasks:
         get_task(name)
     engine, twin = load_engine(model), load_engine(independent_model(model))
-    lattices = layers_with_lattice(engine)
+    lattices = numbered_lattices(engine.model)
     if not lattices:
         raise ValueError(f"{model} has no lattice attention; its threads do not read each other")
     if json_file is not None:
@@ -122,6 +122,7 @@ def _traces(
     advance: Callable[[float], object],
 ) -> list[Trace]:
     """Recordings of the first `n` puzzles; the same seeds as in `lace eval`."""
+    from lace.eval.run import seed_of_draws
     from lace.tasks.task import get_task
     from lace.viz.trace import record
 
@@ -129,7 +130,7 @@ def _traces(
     for first in range(0, n, CHUNK):
         chunk = range(first, min(first + CHUNK, n))
         prompts = [puzzles[i].prompt for i in chunk]
-        each = [replace(params, seed=seed * 1_000_003 + i) for i in chunk]
+        each = [replace(params, seed=seed_of_draws(seed, i)) for i in chunk]
         for result in engine.generate(prompts, each, strategy=strategy):
             traces.append(record(engine, result))
         advance(len(chunk))
@@ -151,10 +152,10 @@ def _silenced(
 
     from lace.eval.run import Cell, evaluate
     from lace.eval.stats import bootstrap_mean
+    from lace.lattice.graft import numbered_lattices
     from lace.viz.silence import silenced
-    from lace.viz.trace import layers_with_lattice
 
-    lattices = layers_with_lattice(engine)
+    lattices = numbered_lattices(engine.model)
     count = next(iter(lattices.values())).config.num_heads
     parts: list[tuple[int | None, int | None]] = [(None, None), *((layer, None) for layer in lattices)]
     parts += [(layer, head) for layer in lattices for head in range(count)]

@@ -10,7 +10,7 @@ Shape letters: R rows, C columns, D width, H query heads, G key-value heads, K h
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,8 +24,11 @@ LLAMA_KIND = frozenset(("llama", "qwen2", "qwen3"))
 """Model types whose layers compute what `_Layer` does."""
 
 
-class DecodeStep(Protocol):
-    """One token of every row."""
+class WholeModel:
+    """The step by the model's own forward pass."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
 
     def __call__(
         self,
@@ -44,27 +47,6 @@ class DecodeStep(Protocol):
             layout: the forward arguments of the thread layout, see `ThreadLayout.build`, and `lattice_cache`; none to
                 leave the lattice off.
         """
-
-
-def decode_step(model: PreTrainedModel, *, lean: bool) -> DecodeStep:
-    """The step of a model; `lean`: by few operators if its kind allows it."""
-    return LeanDecoder(model) if lean and is_llama_kind(model) else WholeModel(model)
-
-
-class WholeModel:
-    """The step by the model's own forward pass."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    def __call__(
-        self,
-        tokens_R: torch.Tensor,
-        positions_R: torch.Tensor,
-        cache: Cache,
-        mask: torch.Tensor | None,
-        layout: dict[str, Any],
-    ) -> torch.Tensor:
         out = self.model(
             input_ids=tokens_R[:, None],
             attention_mask=mask,
@@ -170,6 +152,7 @@ class LeanDecoder:
         mask: torch.Tensor | None,
         layout: dict[str, Any],
     ) -> torch.Tensor:
+        """Computes what `WholeModel` does."""
         if mask is not None and mask.ndim == 2:
             mask = torch.zeros(mask.shape, dtype=self.signs_K.dtype, device=mask.device).masked_fill_(
                 mask == 0, -torch.inf
@@ -191,6 +174,15 @@ class LeanDecoder:
             x_RF = nn.functional.silu(_linear(x_RD, layer.gate)).mul_(_linear(x_RD, layer.up))
             h_RD = layer.down(h_RD, x_RF)
         return _linear(self.norm(h_RD), self.head)
+
+
+DecodeStep = WholeModel | LeanDecoder
+"""One token of every row."""
+
+
+def decode_step(model: PreTrainedModel, *, lean: bool) -> DecodeStep:
+    """The step of a model; `lean`: by few operators if its kind allows it."""
+    return LeanDecoder(model) if lean and is_llama_kind(model) else WholeModel(model)
 
 
 def _attend(

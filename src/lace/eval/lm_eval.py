@@ -25,6 +25,7 @@ from lace.engine.chat import chat_text
 from lace.engine.engine import Engine
 from lace.engine.result import STRATEGIES, Strategy
 from lace.engine.sampling import SamplingParams
+from lace.eval.run import seed_of_draws
 
 MAX_LENGTH = 2048
 """Tokens that are scored at once if the model does not say how many it can read; lm-eval's own value."""
@@ -149,7 +150,7 @@ class LaceLM(TemplateLM):
             top_p=float(known.get("top_p", 1.0)),
             top_k=int(known.get("top_k", 0)),
             stop=tuple(text for text in known["until"] if text),
-            seed=self.seed * 1_000_003 + number,
+            seed=seed_of_draws(self.seed, number),
         )
 
     # --- scores -------------------------------------------------------------------------------------------------------

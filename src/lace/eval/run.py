@@ -108,7 +108,7 @@ def evaluate(
             # one another.
             name = json.dumps({**key, "puzzles": [chunk[0], chunk[-1]]}, sort_keys=True)
             if name not in finished:
-                params = [replace(sampling, seed=seed * 1_000_003 + i) for i in chunk]
+                params = [replace(sampling, seed=seed_of_draws(seed, i)) for i in chunk]
                 began = time.perf_counter()
                 found = engine.generate([puzzles[i].prompt for i in chunk], params, strategy=entry.strategy)
                 seconds = (time.perf_counter() - began) / len(chunk)
@@ -117,6 +117,11 @@ def evaluate(
             results[cell] += finished[name]
             progress(cell, len(results[cell]))
     return results
+
+
+def seed_of_draws(run_seed: int, number: int) -> int:
+    """The seed with which puzzle or question `number` of a run is answered."""
+    return run_seed * 1_000_003 + number
 
 
 def _chunks(n: int, threads: int, max_rows: int) -> list[list[int]]:

@@ -151,6 +151,17 @@ def is_watched(model: nn.Module) -> bool:
     )
 
 
+def numbered_lattices(model: PreTrainedModel) -> dict[int, LatticeAttention]:
+    """The lattice of each decoder layer that has one, by the layer's number."""
+    decoder: Any = model.get_decoder()
+    return {
+        number: module
+        for number, layer in enumerate(getattr(decoder, "layers", ()))
+        for module in layer.modules()
+        if isinstance(module, LatticeAttention)
+    }
+
+
 def lattice_layers(model: nn.Module) -> list[SidePath]:
     """The grafted side paths of a model, in the order of its layers; empty for a plain model."""
     return [module for module in model.modules() if isinstance(module, SidePath)]

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lace.lattice.attention import LatticeAttention, ThreadLayout
+from lace.lattice.graft import numbered_lattices
 from lace.lattice.rope import rotate
 
 
@@ -95,12 +96,7 @@ def observe_lattice(model: PreTrainedModel) -> Iterator[dict[int, list[LayerObse
         generated tokens (a prefill, blind lattices, the lattice off) leave no trace.
     """
     decoder: Any = model.get_decoder()
-    lattices = {
-        number: module
-        for number, layer in enumerate(getattr(decoder, "layers", []))
-        for module in layer.modules()
-        if isinstance(module, LatticeAttention)
-    }
+    lattices = numbered_lattices(model)
     watch = _Watch({number: [] for number in lattices})
     # Before the graft's own hook, which takes the steps out of the arguments.
     hooks = [decoder.register_forward_pre_hook(watch.take_steps, prepend=True, with_kwargs=True)]

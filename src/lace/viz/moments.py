@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
-from lace.engine.selection import Tag
+from lace.data.vocabulary import TAGS
 from lace.tasks.chain_sum import VERDICTS
 from lace.tasks.countdown import PAIR_IDEAS, TRIPLE_IDEAS
 
@@ -24,7 +23,6 @@ MOMENTS = {
     "end": "ends",
 }
 """Name -> what a token of it does. A language model's text is `work` and tags, as far as it has no such words."""
-_TAGS = frozenset(f"[[{tag}]]" for tag in get_args(Tag))
 
 
 def moments(texts: Sequence[str]) -> list[str]:
@@ -45,7 +43,7 @@ def moments(texts: Sequence[str]) -> list[str]:
         closing = closing or word == "answer:"
         if word == "" and n == len(words) - 1:
             moment = "end"
-        elif word in _TAGS:
+        elif word in TAGS:
             moment = "tag"
         elif closing:
             moment = "closing"

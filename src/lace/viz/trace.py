@@ -37,7 +37,7 @@ from lace.engine.engine import Engine
 from lace.engine.result import LatticeResult
 from lace.engine.threads import opening_ids
 from lace.lattice.attention import LatticeAttention, ThreadLayout
-from lace.lattice.graft import new_lattice_cache
+from lace.lattice.graft import new_lattice_cache, numbered_lattices
 from lace.lattice.observe import reading_parts
 
 VERSION = 2
@@ -145,24 +145,13 @@ class Trace:
         return cls(**rest, **tensors)
 
 
-def layers_with_lattice(engine: Engine) -> dict[int, LatticeAttention]:
-    """The lattice of each decoder layer that has one, by the layer's number."""
-    decoder: Any = engine.model.get_decoder()
-    return {
-        number: module
-        for number, layer in enumerate(getattr(decoder, "layers", ()))
-        for module in layer.modules()
-        if isinstance(module, LatticeAttention)
-    }
-
-
 def check_layers(engine: Engine, layers: Sequence[int]) -> None:
     """Says before a run what `record` would say after it.
 
     Raises:
         ValueError: one line, for a layer without lattice.
     """
-    known = sorted(layers_with_lattice(engine))
+    known = sorted(numbered_lattices(engine.model))
     if missing := sorted(set(layers) - set(known)):
         raise ValueError(f"layers {missing} have no lattice to record; there is one in {known}")
 
@@ -188,7 +177,7 @@ def record(
         result: of the strategy `lace` or `independent`.
         model: name to show.
         correct: the verifier's word on each thread's answer.
-        layers: numbers of decoder layers with a lattice (`layers_with_lattice`). Default: all, or as many of the last
+        layers: numbers of decoder layers with a lattice (`numbered_lattices`). Default: all, or as many of the last
             as there is room for.
 
     Raises:
@@ -291,7 +280,7 @@ class _Replay:
     def _modules(self, layers: Sequence[int] | None) -> dict[int, LatticeAttention]:
         """The lattice of each layer that is recorded."""
         check_layers(self.engine, layers or ())
-        found = layers_with_lattice(self.engine) if self.with_lattice else {}
+        found = numbered_lattices(self.engine.model) if self.with_lattice else {}
         if layers and not found:
             raise ValueError("threads of the strategy independent read nobody: there are no layers to record")
         chosen = sorted(found) if layers is None else sorted(set(layers))
