@@ -275,6 +275,11 @@ def test_two_traces_side_by_side(browser: Browser, tmp_path: Path) -> None:
     opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=40), alone])
     boxes = [opened.scroller(n).bounding_box() for n in (0, 1)]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    opened.scroller().focus()
+    opened.page.keyboard.press("End")
+    opened.settle()
+    assert opened.scroller().evaluate("e => e.scrollTop") > 0
+    assert opened.scroller(1).evaluate("e => e.scrollTop") > 0  # time is the same in both
     opened.scroller(1).focus()
     opened.page.keyboard.press("End")
     opened.settle()
@@ -285,8 +290,18 @@ def test_two_traces_side_by_side(browser: Browser, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen(browser: Browser, tmp_path: Path, scheme: str) -> None:
     traces = [synthetic_trace(threads=8, steps=50), synthetic_trace(threads=8, steps=50, seed=1)]
-    opened = Opened(browser, tmp_path, traces, viewport={"width": 390, "height": 780}, color_scheme=scheme)
+    phone = {"viewport": {"width": 390, "height": 780}, "has_touch": True}
+    opened = Opened(browser, tmp_path, traces, **phone, color_scheme=scheme)
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    heads = opened.page.locator(".head")
+    assert heads.count() == 16
+    assert all(heads.evaluate_all("all => all.map(head => head.scrollWidth <= head.clientWidth)"))  # names are whole
+    box = opened.page.locator(".scroller canvas").first.bounding_box()
+    opened.page.touchscreen.tap(box["x"] + GUTTER + 20, box["y"] + 9.5 * ROW)
+    opened.settle()
+    assert opened.focus == (traces[0].threads[0].label, 9)
+    assert opened.reads()
+    opened.page.keyboard.press("Escape")
     boxes = [opened.scroller(n).bounding_box() for n in (0, 1)]
     assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
     opened.scroller().focus()

@@ -118,7 +118,7 @@ export class Pane<Shown extends Run = Trace> {
       ...(chosen.answer === null ? ["No answer"] : ["Answer ", foreign(chosen.answer)]),
       word && ` · ${word}`,
       ` · chosen: thread ${chosen.label} (${why[trace.chosenBy as keyof typeof why] ?? trace.chosenBy})`,
-      ` · ${trace.steps} steps, ${sampled} tokens, ${trace.seconds.toFixed(2)} s`,
+      ` · ${trace.steps} steps, ${sampled} tokens, ${trace.seconds.toFixed(2)}\u00a0s`,
     ];
   }
 
@@ -139,8 +139,9 @@ export class Pane<Shown extends Run = Trace> {
         title: outcome(thread, chosen),
         "aria-label": inOneLine(thread, chosen),
       },
-      el("strong", {}, `${chosen ? "★ " : ""}Thread ${thread.label}`),
-      el("small", { "aria-hidden": "true" }, [thread.tag ?? thread.finish_reason, sign].filter(Boolean).join(" ")),
+      el("strong", {}, `Thread ${thread.label}`),
+      // The star stands here, since a column on a phone is as wide as the name alone.
+      el("small", { "aria-hidden": "true" }, [chosen && "★", thread.tag ?? thread.finish_reason, sign].filter(Boolean).join(" ")),
     );
   }
 
@@ -338,7 +339,7 @@ export class Pane<Shown extends Run = Trace> {
       const y1 = to.y + ROW / 2;
       const bend = (leftwards ? -1 : 1) * Math.max(24, Math.abs(x1 - x0) / 2);
       context.strokeStyle = colour;
-      context.globalAlpha = (0.25 + 0.75 * Math.min(1, arc.gate * 1.5)) * arc.fresh;
+      context.globalAlpha = (0.25 + 0.55 * Math.min(1, arc.gate * 1.5)) * arc.fresh; // what is below stays readable
       context.lineWidth = 1 + 9 * arc.weight;
       context.beginPath();
       context.moveTo(x0, y0);

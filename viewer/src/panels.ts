@@ -49,7 +49,7 @@ export class TokenPanel {
     this.drawn = key;
     this.words.textContent = this.inWords();
     if (!focus) {
-      this.body.replaceChildren(el("p", { class: "faint" }, "Point at a token, or move to one with the arrow keys."));
+      this.body.replaceChildren(el("p", { class: "faint" }, "Point at a token or tap it, or move to one with the arrow keys."));
       return;
     }
     const pane = this.panes[focus.pane];

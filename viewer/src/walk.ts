@@ -54,7 +54,7 @@ export class Walk {
     state.focus = { pane, thread, step };
     state.pinned = true;
     if (step > state.now) state.now = step;
-    this.panes[pane].reveal(thread, step);
+    this.panes.forEach((each, n) => each.reveal(n === pane ? thread : null, Math.min(step, each.trace.steps - 1)));
     this.arrived();
     this.refresh();
   }
