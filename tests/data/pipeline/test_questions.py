@@ -145,6 +145,22 @@ def test_repetitions_and_benchmarks_are_left_out_with_a_report(
     assert not list((tmp_path / "stage").glob("*.partial"))
 
 
+def test_procedural_questions_of_one_text_are_one_question(
+    tmp_path: Path, make_config: Callable[..., DataConfig]
+) -> None:
+    digits = {"min_digits": 1, "max_digits": 1, "min_terms": 2, "max_terms": 2}  # 200 questions
+    sources = [
+        {"kind": "reasoning-gym", "task": "chain_sum", "size": 150, "seed": seed, "config": digits} for seed in (1, 2)
+    ]
+    config = make_config("http://127.0.0.1:1", questions={"sources": sources, "near_duplicates": 0})
+    prepare(config, tmp_path / "stage", lambda read, decided: None)
+    lines = list(read_lines(tmp_path / "stage" / "outcomes.jsonl"))
+    texts = [item.question.text for _, item in read_items(tmp_path / "stage" / "outcomes.jsonl")]
+    assert len(lines) == 300
+    assert 100 < len(texts) == len(set(texts)) <= 200
+    assert {line["reason"] for line in lines if not line["kept"]} == {"repeated"}
+
+
 def test_a_rejection_names_its_row(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": null, "answer": "1"}\n')
     (found,) = read_source(FileSource(kind="file", path=tmp_path / "q.jsonl"))

@@ -174,7 +174,8 @@ class QuestionsConfig(_Section):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     near_duplicates: Share = 0.8
-    """Questions of the same numbers and at least this Jaccard similarity of word trigrams are one; 0: all are kept."""
+    """Questions of the same numbers and at least this Jaccard similarity of word trigrams are one; 0: those of
+    the same text."""
     benchmarks: tuple[Benchmark, ...] = ()
     overlap: TopShare = 0.5
     """Share of a question's word 8-grams found in a benchmark from which on it is left out."""

@@ -81,12 +81,15 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[int, int], Non
                 hits = report[overlap.benchmark]["hits"]
                 assert isinstance(hits, list)
                 hits.append({"id": each.id, "row": overlap.row, "share": overlap.share})
+            elif kept.has(content_hash("text", each.text)):  # procedural questions of other seeds may ask the same
+                write_rejection(log, key, "", Rejection("repeated", "an earlier question has this text"), each.id)
             elif kept.has(content_hash(each.id)):
                 write_rejection(log, key, "", Rejection("id is taken", each.id), each.id)
             else:
                 mark = Mark(stage="questions", key=key, parent="", made=now())
                 write_item(log, key, "", Item(question=each, history=(mark,)))
                 kept.add(content_hash(each.id))
+                kept.add(content_hash("text", each.text))
             kept.add(key)
             progress(len(offsets), number + 1)
     log.close()
