@@ -1,7 +1,7 @@
-"""A small model from nothing for data of `lace data`: what runs/student.sh needs besides the commands of `lace`.
+"""A small model for data of `lace data`: what runs/student.sh needs besides the commands of `lace`.
 
 python benchmarks/student.py bytes TOKENIZER          # a token for each byte, for a first run of a few questions
-python benchmarks/student.py base RUN MODEL           # a tokenizer made from that run's lattices, and a random model
+python benchmarks/student.py base RUN MODEL           # a tokenizer made from that run's lattices, and a model for it
 python benchmarks/student.py ask RUN MODEL --n 400    # unseen questions; lattice on, off and swapped
 """
 
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM, set_seed
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from lace.cli.models import load_engine
 from lace.data.jsonl import read_records
@@ -37,14 +38,18 @@ from lace.engine.result import STRATEGIES, LatticeResult
 from lace.engine.sampling import SamplingParams
 from lace.engine.selection import majority
 from lace.eval.stats import bootstrap_difference, bootstrap_mean, mcnemar
+from lace.lattice.checkpoint import load
 from lace.lattice.fingerprint import weights_digest
 from lace.provenance import source_commit
-from lace.train.new_model import ModelShape, number_features
 from lace.viz.trace import record
 
 END = "<eos>"
-SHAPE = ModelShape(num_hidden_layers=4, max_position_embeddings=1024)
-VOCABULARY = 480
+BASE = "puzzles-isolated"
+"""The model in the package whose threads have never read each other; it can calculate, in signs and without words."""
+VOCABULARY = 1000
+"""At most; what the lattices are written in needs less."""
+NUMBERS = 100
+"""Numbers below it are one token each, behind a space and behind a sign."""
 
 
 def write_bytes_tokenizer(folder: Path) -> None:
@@ -61,12 +66,13 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def trained_tokenizer(run: Path, size: int) -> PreTrainedTokenizerBase:
-    """Byte pairs that are frequent in a run's prompts and threads; words and small numbers become one token each."""
+    """Byte pairs that are frequent in a run's prompts and threads, and in small numbers; most words are one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(_texts(run), trainer)
+    numbers = [f" {n} -{n}" for n in range(NUMBERS)] * NUMBERS
+    tokenizer.train_from_iterator(chain(_texts(run), numbers), trainer)
     return _wrap(tokenizer)
 
 
@@ -79,15 +85,23 @@ def _texts(run: Path) -> Iterator[str]:
                 yield written.decode([token for token in thread.tokens if token != END])
 
 
-def random_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
-    """A decoder whose embeddings of numbers start from `number_features`."""
+def model_for(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """The layers of `BASE`, without its lattice, and its embeddings of the numbers and signs that both vocabularies
+    have; those of the words are random. One that has to learn to copy numbers as well takes several times as long."""
     set_seed(0)
-    model = Qwen3ForCausalLM(SHAPE.to_config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id))
-    tokens = {n: int(token.lstrip("Ġ")) for token, n in tokenizer.get_vocab().items() if re.fullmatch(r"Ġ?\d+", token)}
-    features = number_features(torch.tensor(list(tokens.values()))) * 2**0.5 * model.config.initializer_range
-    embeddings: Any = model.get_input_embeddings()
+    base: Any
+    base, signs = load(BASE)
+    assert signs is not None
+    settings = {**base.config.to_dict(), "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    model = Qwen3ForCausalLM(Qwen3Config.from_dict({**settings, "bos_token_id": None, "pad_token_id": None}))
+    model.model.norm.load_state_dict(base.model.norm.state_dict())
+    model.model.layers.load_state_dict(base.model.layers.state_dict(), strict=False)  # less the weights of the lattice
+    known, embeddings = base.get_input_embeddings(), cast(nn.Embedding, model.get_input_embeddings())
     with torch.no_grad():
-        embeddings.weight[list(tokens), : features.shape[1]] = features
+        embeddings.weight.normal_(std=known.weight.std().item())
+        for token, number in tokenizer.get_vocab().items():
+            if (same := signs.get_vocab().get(token.lstrip("Ġ"))) is not None:
+                embeddings.weight[number] = known.weight[same]
     return model
 
 
@@ -189,10 +203,10 @@ def main() -> None:
     asked = what.add_parser("ask")
     asked.add_argument("run", type=Path)
     asked.add_argument("model")
-    asked.add_argument("--n", type=int, default=400)
+    asked.add_argument("--n", type=int, default=600)
     asked.add_argument("--threads", type=int, default=4)
     asked.add_argument("--temperature", type=float, default=0.7)
-    asked.add_argument("--max-tokens", type=int, default=400)
+    asked.add_argument("--max-tokens", type=int, default=256)
     asked.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.what == "bytes":
@@ -207,7 +221,7 @@ def main() -> None:
             options.json.write_text(text + "\n", encoding="utf-8")
     else:
         tokenizer = trained_tokenizer(options.run, VOCABULARY)
-        random_model(tokenizer).save_pretrained(options.model)
+        model_for(tokenizer).save_pretrained(options.model)
         tokenizer.save_pretrained(options.model)
 
 

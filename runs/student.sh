@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From questions to a model: a programmatic teacher, the lattices of `lace data`, a small model from nothing that learns
-# from them, and its answers to questions it has not seen. Run it again after an interruption and it goes on.
+# From questions to a model: a programmatic teacher, the lattices of `lace data`, a small model that learns from them,
+# and its answers to questions it has not seen. Run it again after an interruption and it goes on.
 #
 #   runs/student.sh                                 results: runs/out/student/answers.json
 set -euo pipefail
