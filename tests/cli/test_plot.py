@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from command import Run
 from lace.cli.main import main
 
 
@@ -29,6 +31,26 @@ def test_a_run_becomes_files(
     assert files == [tmp_path / "figures" / f"training.{suffix}" for suffix in ("png", "svg")]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert "<svg" in files[1].read_text()
+
+
+def test_reports_of_real_runs(lace: Callable[..., Run], tmp_path: Path) -> None:
+    """Widths of two training seeds and of independent threads, and step times: the same bytes each time."""
+    pytest.importorskip("matplotlib")
+    width, growth = tmp_path / "width.json", tmp_path / "growth.json"
+    entries = ("lace/0=puzzles", "lace/1=puzzles", "isolated=puzzles-isolated@independent")
+    command = ["eval", "countdown", "--threads", "1,2,4", "--n", "4", "--max-tokens", "50", "--json", str(width)]
+    assert lace(*command, *(f"--entry={entry}" for entry in entries)).returncode == 0
+    assert lace("bench", "steps", "--threads", "1,2", "--lengths", "4,8", "--json", str(growth)).returncode == 0
+    found = []
+    for out in (tmp_path / "a", tmp_path / "b"):
+        run = lace("plot", str(width), str(growth), "--out", str(out))
+        assert (run.returncode, run.stderr) == (0, "")
+        found.append([Path(line) for line in run.stdout.splitlines()])
+    assert [path.name for path in found[0]] == ["width.png", "width.svg", "growth.png", "growth.svg"]
+    assert [path.read_bytes() for path in found[0]] == [path.read_bytes() for path in found[1]]
+    drawn = found[0][1].read_text()
+    assert all(label in drawn for label in ("lace -->", "isolated, best selection -->", "threads N -->"))
+    assert "lattice on / off -->" in found[0][3].read_text()
 
 
 def test_errors_in_one_line(

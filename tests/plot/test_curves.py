@@ -11,13 +11,13 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from lace.plot.curves import read_report, report_figure
-from lace.plot.style import COLOURS
+from lace.plot.style import COLOURS, MARKERS
 
 
 def _row(group: str, threads: int, max_tokens: int = 100) -> dict[str, Any]:
     strategy = "independent" if group == "isolated" else "lace"
     value = 0.1 * threads if strategy == "lace" else 0.05 * threads
-    estimates = {"acc": value, "vote@N": value / 2, "pass@N": value + 0.1}
+    estimates = {"acc": value, "vote@N": value / 2, "self_verified": value * threads / 6, "pass@N": value + 0.1}
     return {
         "group": group,
         "strategy": strategy,
@@ -48,7 +48,9 @@ def test_curves_against_threads_tokens_and_steps() -> None:
         assert lace.get_xdata().tolist() == lace_x
         assert isolated.get_xdata().tolist() == isolated_x
         assert lace.get_ydata() == pytest.approx([0.1, 0.2, 0.4])
-        assert isolated.get_ydata() == pytest.approx([0.025, 0.05, 0.1])  # the vote
+        assert isolated.get_ydata() == pytest.approx(
+            [0.025, 0.05, 4 / 30]
+        )  # the vote, and where it is better self-verification
         assert oracle.get_ydata() == pytest.approx([0.15, 0.2, 0.3])
         assert (lace.get_color(), isolated.get_color(), oracle.get_color()) == (COLOURS[0], COLOURS[1], COLOURS[1])
     band = threads.collections[0].get_paths()[0].vertices[:, 1]
@@ -57,27 +59,41 @@ def test_curves_against_threads_tokens_and_steps() -> None:
     assert [panel.get_xlabel().partition(" ")[0] for panel in figure.axes] == ["threads", "tokens", "steps"]
     assert [text.get_text() for text in steps.texts] == ["1", "2", "4"] * 2
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:2] == ["lace", "isolated, vote"]
+    assert labels[:2] == ["lace", "isolated, best selection"]
     assert "pass@N" in labels[2]
 
 
 def test_budgets_have_dashes_of_their_own() -> None:
     figure, _ = report_figure(_report([1, 2], [50, 100]), "both")
-    lines = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    lines = [line for line in figure.axes[0].lines if line.get_marker() in MARKERS]
     assert [(line.get_label(), line.get_linestyle()) for line in lines] == [
         ("lace, 50 tokens", "-"),
         ("lace, 100 tokens", "--"),
-        ("isolated, vote, 50 tokens", "-"),
-        ("isolated, vote, 100 tokens", "--"),
+        ("isolated, best selection, 50 tokens", "-"),
+        ("isolated, best selection, 100 tokens", "--"),
     ]
+
+
+def test_more_budgets_than_numbers_of_threads() -> None:
+    """The curve runs over budgets, and a line is of one number of threads."""
+    figure, note = report_figure(_report([4, 8], [50, 100, 200]), "budget")
+    assert note is None
+    lines = [line for line in figure.axes[0].lines if line.get_marker() in MARKERS]
+    assert [(line.get_label(), line.get_xdata().tolist()) for line in lines[:2]] == [
+        ("lace, N = 8", [50, 100, 200]),
+        ("lace, N = 4", [50, 100, 200]),
+    ]
+    assert figure.axes[2].get_xlabel().endswith("beside each point the budget")
 
 
 def test_one_number_of_threads() -> None:
     """Leaves the curve over budgets, or none."""
     figure, note = report_figure(_report([8], [50, 100, 200]), "budget")
     assert note == "no panel against N: all rows have N = 8; add more with --threads 1,2,4,8"
-    assert [panel.get_xlabel().partition(" ")[0] for panel in figure.axes] == ["tokens", "steps"]
-    assert figure.axes[0].lines[0].get_xdata().tolist() == [200, 400, 800]
+    assert [panel.get_xlabel().partition(" ")[0] for panel in figure.axes] == ["budget,", "tokens", "steps"]
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [50, 100, 200]
+    assert figure.axes[1].lines[0].get_xdata().tolist() == [200, 400, 800]
+    assert [text.get_text() for text in figure.axes[2].texts] == ["50", "100", "200"] * 2
     with pytest.raises(ValueError, match="single is of N = 8 and 100 tokens a thread only; evaluate several"):
         report_figure(_report([8], [100]), "single")
 

@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Told apart with any colour vision (Okabe and Ito, Color Universal Design, 2008)."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Of the same lines, for who sees no colour."""
 DASHES = ("-", "--", "-.", ":")
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
