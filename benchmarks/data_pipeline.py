@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lace.data.pipeline.keyed_log import read_lines
 from lace.data.pipeline.stats import run_stats
+from lace.provenance import machine, source_commit
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -211,9 +213,16 @@ def main() -> None:
     measure = {"throughput": throughput, "faults": faults, "memory": memory}[options.what]
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        result = {"what": options.what, "questions": options.questions, "concurrency": options.concurrency}
+        result = {
+            "what": options.what,
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": source_commit(),
+            "machine": machine(),
+            "questions": options.questions,
+            "concurrency": options.concurrency,
+        }
         result |= measure(Path(folder), options)
-    result |= {"seconds": round(time.monotonic() - began, 1), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    result |= {"seconds": round(time.monotonic() - began, 1), "load": os.getloadavg()[0]}
     tell(result, options.json)
 
 

@@ -40,7 +40,7 @@ from lace.engine.selection import majority
 from lace.eval.stats import bootstrap_difference, bootstrap_mean, mcnemar
 from lace.lattice.checkpoint import load
 from lace.lattice.fingerprint import weights_digest
-from lace.provenance import source_commit
+from lace.provenance import machine, source_commit
 from lace.viz.trace import record
 
 END = "<eos>"
@@ -130,6 +130,7 @@ def ask(run: Path, model: str, sampling: SamplingParams, n: int) -> dict[str, An
     report: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
         "commit": source_commit(),
+        "machine": machine(),
         "weights": weights_digest(engine.model),
         "threads": sampling.threads,
         "temperature": sampling.temperature,
