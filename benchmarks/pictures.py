@@ -34,6 +34,7 @@ SCREENS = {"": (1280, 800), "-phone": (390, 844)}
 SCHEMES = {"": "light", "-dark": "dark"}
 DAY_S = 86_400
 """When the page's clock stops: later than the page is loaded."""
+FRAME_MS = 20
 HALFWAY = 40
 """The step of a live run at which its picture is taken."""
 
@@ -68,7 +69,7 @@ def live(page: Page, *, to_the_end: bool) -> None:
         page.get_by_role("button", name="Run").click()
     note = page.locator(".pane header p")
     while not (page.get_by_text("Save as a file").count() if to_the_end else shown(note.inner_text()) >= HALFWAY):
-        page.clock.run_for(20)
+        page.clock.run_for(FRAME_MS)
 
 
 def shown(note: str) -> int:
@@ -90,6 +91,8 @@ def take(browser: Browser, url: str, file: Path, screen: str, scheme: str) -> No
         viewer(page)
     if screen:
         page.locator(".pane").first.evaluate("e => e.scrollIntoView()")
+    if url.startswith("http"):
+        page.clock.run_for(FRAME_MS)  # a page that has changed its size is drawn in the next frame
     page.screenshot(path=file)
     page.close()
 
