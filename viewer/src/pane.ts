@@ -229,8 +229,9 @@ export class Pane<Shown extends Run = Trace> {
     canvas.style.top = `${this.heads.offsetHeight}px`;
     canvas.style.width = `${seen.width}px`;
     canvas.style.height = `${seen.height}px`;
-    canvas.width = Math.round(seen.width * ratio);
-    canvas.height = Math.round(seen.height * ratio);
+    const size = [Math.round(seen.width * ratio), Math.round(seen.height * ratio)];
+    // To set them clears the canvas, which would be blank until the next frame.
+    if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.context.font = FONT;
     this.letter = this.context.measureText("m").width;

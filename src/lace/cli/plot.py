@@ -20,8 +20,8 @@ def plot(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("plots"),
 ) -> None:
-    """Draw training runs against steps, accuracy against threads, tokens and steps, step times against threads and
-    length, and what threads read of each other, as PNG and SVG.
+    """Draw training runs against steps, accuracy against threads or budgets, tokens and steps, step times and the
+    lattice's overhead against threads and length, and what threads read of each other, as PNG and SVG.
 
     Runs make training, and where lattices were observed gate and cross_thread_attention. A report makes a figure of its
     own name, one of lace observe several: NAME-gates, NAME-life, NAME-diversity, and for each task NAME-TASK-moments
