@@ -135,6 +135,7 @@ def ask(run: Path, model: str, sampling: SamplingParams, n: int) -> dict[str, An
         "threads": sampling.threads,
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_tokens,
+        "tasks": {},
     }
     answered = {strategy: _answers(engine, questions, sampling, strategy) for strategy in STRATEGIES}
     tasks: dict[str, list[int]] = {}
@@ -148,14 +149,24 @@ def ask(run: Path, model: str, sampling: SamplingParams, n: int) -> dict[str, An
             }
             for strategy, results in answered.items()
         }
-        on, off = judged["lace"]["acc"], judged["independent"]["vote@N"]
-        report[task] = {
+        on, without, swapped = (judged[strategy] for strategy in ("lace", "independent", "swapped"))
+        against = {
+            "independent vote@N": without["vote@N"],
+            "independent acc": without["acc"],
+            "independent pass@N": without["pass@N"],
+            "swapped acc": swapped["acc"],
+        }
+        estimates: dict[str, Any] = {
+            strategy: {name: bootstrap_mean(values).to_dict() for name, values in metrics.items()}
+            for strategy, metrics in judged.items()
+        }
+        report["tasks"][task] = {
             "n": len(chosen),
-            **{
-                strategy: {name: bootstrap_mean(values).to_dict() for name, values in metrics.items()}
-                for strategy, metrics in judged.items()
+            **estimates,
+            "lace acc less": {
+                name: bootstrap_difference(on["acc"], values).to_dict() | {"p": mcnemar(on["acc"], values).p}
+                for name, values in against.items()
             },
-            "lace acc - independent vote@N": bootstrap_difference(on, off).to_dict() | {"p": mcnemar(on, off).p},
         }
     report["cross_thread_attention"] = fmean(_read_of_others(engine, result) for result in answered["lace"][:50])
     report["samples"] = [
