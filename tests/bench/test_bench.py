@@ -24,14 +24,14 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
 
 @pytest.mark.parametrize(("shape", "most"), [("smollm2-135m", 1.085), ("qwen3-0.6b", 1.06)])
 def test_a_step_dispatches_few_more_operators(shape: str, most: float) -> None:
-    """Than the model's own pass; the lean one has about half of them, and as many more for the lattice."""
+    """Than the model's own pass; the lean one has about half of them, and no more for the lattice."""
     engine = shape_engine(shape, narrow=True)
     lean_on, lean_off = (count_operators(engine, 4, 20, side) for side in ("lace", "independent"))
     engine.lean = False
     on, off = (count_operators(engine, 4, 20, side) for side in ("lace", "independent"))
     assert off.compute < off.leaf
     assert on.compute <= most * off.compute
-    assert lean_on.compute - lean_off.compute == on.compute - off.compute
+    assert lean_on.compute - lean_off.compute <= on.compute - off.compute
     assert lean_on.compute < 0.7 * off.compute
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from lace.bench.operators import count_operators
 from lace.engine.engine import Engine
@@ -59,6 +59,39 @@ def test_other_layers_take_the_models_own_pass(tokenizer: PreTrainedTokenizerFas
     assert isinstance(decode_step(watched, lean=True), LeanDecoder)
     with torch.autocast("cpu", torch.bfloat16):
         assert isinstance(decode_step(new_model(tokenizer), lean=True), WholeModel)
+
+
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@torch.inference_mode()
+def test_copied_weights_compute_the_same(
+    dtype: torch.dtype, off: float, copied: bool, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A processor packs those in bfloat16; those of a model too large for that are read where they are."""
+    monkeypatch.setattr("lace.engine.lean_decoder.COPIED_BELOW", 2**31 if copied else 0)
+    model = new_model(tokenizer, "qwen3").to(dtype)
+    ids = torch.arange(3, 18).view(3, 5)
+    logits = []
+    for lean in (True, False):
+        cache = DynamicCache()
+        model(ids, past_key_values=cache)
+        step = decode_step(model, lean=lean)
+        logits.append(step(ids[:, 2], torch.full((3,), 5), cache, None, {}).float())
+    assert logits[1].std() > 10 * off
+    torch.testing.assert_close(*logits, rtol=0, atol=off)
+
+
+def test_changed_weights_are_noticed(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer)
+    engine, params = Engine(model, tokenizer), SamplingParams(threads=2, max_tokens=12)
+    engine.generate(PROMPTS[0], params)
+    step = engine.decode_step()
+    assert engine.decode_step() is step
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(-2)
+    assert engine.decode_step() is not step
+    found, expected = (Engine(model, tokenizer).generate(PROMPTS[0], params), engine.generate(PROMPTS[0], params))
+    assert [t.token_ids for t in found[0].threads] == [t.token_ids for t in expected[0].threads]
 
 
 def test_few_operators() -> None:

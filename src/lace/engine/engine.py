@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lace.engine.cache import RowCache
-from lace.engine.lean_decoder import decode_step
+from lace.engine.lean_decoder import DecodeStep, decode_step
 from lace.engine.result import STRATEGIES, LatticeResult, Strategy, TokenEvent
 from lace.engine.sampling import SamplingParams, choose_tokens, draw_thread_ids, draw_uniforms, end_token_ids
 from lace.engine.static_step import StaticLatticeCache, StaticStep, aligned, can_be_static
@@ -59,6 +59,12 @@ class Engine:
         self.config = getattr(model, "lattice_config", None)
         self.max_positions = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
         self.end_ids = end_token_ids(model, tokenizer)
+        self._decode: DecodeStep | None = None
+
+    def decode_step(self) -> DecodeStep:
+        """The step of the model as it is now; asked for again, the same one until the weights change."""
+        self._decode = decode_step(self.model, lean=self.lean, earlier=self._decode)
+        return self._decode
 
     def generate(
         self,
@@ -211,7 +217,7 @@ class Engine:
     def steps(self, lattices: list[Lattice], strategy: Strategy) -> Iterator[list[TokenEvent]]:
         """Runs new lattices as one batch to its end; yields the events of each step."""
         started = time.perf_counter()
-        state = _DecodingState(self.model, lattices, strategy, static=self.static, lean=self.lean)
+        state = _DecodingState(self.model, self.decode_step(), lattices, strategy, static=self.static)
         step = 0
         while True:
             tokens, logprobs = state.choose(step)
@@ -239,10 +245,9 @@ class _DecodingState:
     """
 
     def __init__(
-        self, model: PreTrainedModel, lattices: list[Lattice], strategy: str, *, static: bool, lean: bool
+        self, model: PreTrainedModel, decode: DecodeStep, lattices: list[Lattice], strategy: str, *, static: bool
     ) -> None:
-        self.model, self.lattices = model, lattices
-        self.decode = decode_step(model, lean=lean)
+        self.model, self.decode, self.lattices = model, decode, lattices
         self.device = model.device
         self.with_lattice = strategy != "independent" and bool(lattice_layers(model))
         self.swapped = strategy == "swapped"

@@ -22,6 +22,8 @@ from lace.lattice.graft import is_watched, lattice_layers
 
 LLAMA_KIND = frozenset(("llama", "qwen2", "qwen3"))
 """Model types whose layers compute what `_Layer` does."""
+COPIED_BELOW = 2**31
+"""Bytes of a model up to which its weights are copied for decoding: there starting operators takes most of a step."""
 
 
 class WholeModel:
@@ -83,45 +85,92 @@ class _Norm:
 
     One operator on a GPU and many on the processor, where layer norm is one: of (x, -x), whose mean is zero, it is RMS
     norm.
+
+    Args:
+        *norms: of one width; with several, as many places of the dimension before the last as `places` says have the
+            weight of each.
     """
 
-    def __init__(self, norm: Any) -> None:
-        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
-        self.doubled = self.weight.expand(2, -1).contiguous()
-        self.signs_21 = self.weight.new_tensor([[1.0], [-1.0]])
+    def __init__(self, *norms: Any, places: tuple[int, ...] = ()) -> None:
+        self.width, self.epsilon = norms[0].weight.shape[0], norms[0].variance_epsilon
+        self.each_JK: torch.Tensor | None = None
+        self.weight: torch.Tensor | None = None if places else norms[0].weight
+        if places:
+            self.each_JK = torch.cat([norm.weight.expand(n, -1) for norm, n in zip(norms, places, strict=True)])
+        self.doubled = None if self.weight is None else self.weight.expand(2, -1).contiguous()
+        self.signs_21 = norms[0].weight.new_tensor([[1.0], [-1.0]])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        width = x.shape[-1]
-        if x.device.type != "cpu":
-            return torch.rms_norm(x, (width,), self.weight, self.epsilon)
-        both = x.unsqueeze(-2) * self.signs_21
-        return torch.layer_norm(both, (2, width), self.doubled, None, self.epsilon).select(-2, 0)
+        if x.device.type == "cpu":
+            both = x.unsqueeze(-2) * self.signs_21
+            normed = torch.layer_norm(both, (2, self.width), self.doubled, None, self.epsilon).select(-2, 0)
+        else:
+            normed = torch.rms_norm(x, (self.width,), self.weight, self.epsilon)
+        return normed if self.each_JK is None else normed * self.each_JK
 
 
-class _AddedLinear:
-    """Adds what a linear layer makes of x to h, by one operator."""
+class _Linear:
+    """What linear layers make of one input, side by side.
 
-    def __init__(self, linear: nn.Linear) -> None:
-        self.transposed, self.bias = linear.weight.t(), linear.bias
+    Args:
+        *linears: the layers.
+        copied: whether by one product over a copy of their weights, laid out as the device reads them fastest: for a
+            processor turned around in float32 and packed in bfloat16.
+    """
 
-    def __call__(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        sum_RD = torch.addmm(h, x, self.transposed)
-        return sum_RD if self.bias is None else sum_RD + self.bias
+    def __init__(self, *linears: nn.Linear, copied: bool) -> None:
+        self.linears = linears
+        weight, self.bias = linears[0].weight, None
+        self.packed: torch.Tensor | None = None
+        self.transposed_DO: torch.Tensor | None = None
+        if not copied and len(linears) > 1:
+            return
+        if len(linears) > 1:
+            weight = torch.cat([linear.weight for linear in linears])
+        if any(linear.bias is not None for linear in linears):
+            biases = [weight.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in linears]
+            self.bias = torch.cat(tuple(biases))
+        on_processor = copied and weight.device.type == "cpu"
+        if on_processor and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        else:
+            self.transposed_DO = weight.t().contiguous() if on_processor else weight.t()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(R, D) to (R, O)."""
+        if self.packed is not None:
+            made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            return made
+        if self.transposed_DO is not None:
+            return x @ self.transposed_DO if self.bias is None else torch.addmm(self.bias, x, self.transposed_DO)
+        return torch.cat([nn.functional.linear(x, linear.weight, linear.bias) for linear in self.linears], dim=1)
+
+    def added(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """h and what is made of x."""
+        if self.transposed_DO is None:
+            return self(x).add_(h)
+        sum_RO = torch.addmm(h, x, self.transposed_DO)
+        return sum_RO if self.bias is None else sum_RO + self.bias
 
 
 class _Layer:
     """Weights of one decoder layer."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, *, copied: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.projections = [(p.weight, p.bias) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else ()
-        self.head_norms = [_Norm(norm) for norm in norms]
+        self.qkv = _Linear(attention.q_proj, attention.k_proj, attention.v_proj, copied=copied)
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        self.o_proj, self.down = _AddedLinear(attention.o_proj), _AddedLinear(mlp.down_proj)
+        self.heads, self.key_heads = (p.out_features // self.head_dim for p in (attention.q_proj, attention.k_proj))
+        self.head_norms: _Norm | None = None
+        if hasattr(attention, "q_norm"):
+            self.head_norms = _Norm(attention.q_norm, attention.k_norm, places=(self.heads, self.key_heads))
+        self.o_proj = _Linear(attention.o_proj, copied=copied)
         self.lattice = attention.lattice if hasattr(attention, "lattice") else None
         self.before, self.after = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.gate, self.up = mlp.gate_proj, mlp.up_proj
+        self.gate_up, self.down = (
+            _Linear(mlp.gate_proj, mlp.up_proj, copied=copied),
+            _Linear(mlp.down_proj, copied=copied),
+        )
 
 
 class LeanDecoder:
@@ -133,12 +182,11 @@ class LeanDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder: Any = model.get_decoder()
-        self.layers = [_Layer(layer) for layer in decoder.layers]
-        self.rotary, self.embeddings, self.head = (
-            decoder.rotary_emb,
-            decoder.embed_tokens,
-            model.get_output_embeddings(),
-        )
+        copied = sum(p.nbytes for p in model.parameters()) <= COPIED_BELOW
+        self.state = _state(model)
+        self.layers = [_Layer(layer, copied=copied) for layer in decoder.layers]
+        self.rotary, self.embeddings = decoder.rotary_emb, decoder.embed_tokens
+        self.head = _Linear(model.get_output_embeddings(), copied=copied)
         self.norm = _Norm(decoder.norm)
         self.lattices = lattice_layers(model)
         half = self.layers[0].head_dim // 2
@@ -163,26 +211,40 @@ class LeanDecoder:
             threads = ThreadLayout.build(self.lattices[0].config, **given, cache=layout["lattice_cache"])
         h_RD = self.embeddings(tokens_R)
         cos_R1K, sin_R1K = self.rotary(h_RD, positions_R[:, None])
-        turn = cos_R1K.unsqueeze(1), (sin_R1K * self.signs_K).unsqueeze(1)
+        turn = cos_R1K, sin_R1K * self.signs_K
         for layer, kept in zip(self.layers, cache.layers, strict=True):
             x_RD = layer.before(h_RD)
             x_RD = _attend(layer, x_RD, turn, kept, mask)
             if threads is not None and layer.lattice is not None and layer.lattice.enabled:
-                x_RD = x_RD + layer.lattice(x_RD[:, None], threads)[:, 0]
-            h_RD = layer.o_proj(h_RD, x_RD)
-            x_RD = layer.after(h_RD)
-            x_RF = nn.functional.silu(_linear(x_RD, layer.gate)).mul_(_linear(x_RD, layer.up))
-            h_RD = layer.down(h_RD, x_RF)
-        return _linear(self.norm(h_RD), self.head)
+                x_RD = layer.lattice.added(x_RD, threads)
+            h_RD = layer.o_proj.added(h_RD, x_RD)
+            gate_RF, up_RF = layer.gate_up(layer.after(h_RD)).chunk(2, dim=1)
+            h_RD = layer.down.added(h_RD, nn.functional.silu(gate_RF).mul_(up_RF))
+        return self.head(self.norm(h_RD))
 
 
 DecodeStep = WholeModel | LeanDecoder
 """One token of every row."""
 
 
-def decode_step(model: PreTrainedModel, *, lean: bool) -> DecodeStep:
-    """The step of a model; `lean`: by few operators if its kind allows it."""
-    return LeanDecoder(model) if lean and is_llama_kind(model) else WholeModel(model)
+def decode_step(model: PreTrainedModel, *, lean: bool, earlier: DecodeStep | None = None) -> DecodeStep:
+    """The step of a model.
+
+    Args:
+        model: any.
+        lean: by few operators if its kind allows it.
+        earlier: one of the same model, taken if the weights are still those.
+    """
+    if not lean or not is_llama_kind(model):
+        return WholeModel(model)
+    if isinstance(earlier, LeanDecoder) and earlier.state == _state(model):
+        return earlier
+    return LeanDecoder(model)
+
+
+def _state(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """Where the weights are, and how often they have been changed there."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
 
 
 def _attend(
@@ -195,26 +257,22 @@ def _attend(
     """Causal attention before `o_proj`; writes the cache.
 
     Args:
-        turn: cosine of the rotary angles, and sine with the signs of a right angle, both (R, 1, 1, K).
+        turn: cosine of the rotary angles, and sine with the signs of a right angle, both (R, 1, K).
     """
-    rows, dim = len(x_RD), layer.head_dim
-    q_RH1K, k_RG1K, v_RG1K = [
-        nn.functional.linear(x_RD, weight, bias).view(rows, -1, 1, dim) for weight, bias in layer.projections
-    ]
-    if layer.head_norms:
-        q_RH1K, k_RG1K = [norm(x) for x, norm in zip((q_RH1K, k_RG1K), layer.head_norms, strict=True)]
+    rows, dim, heads, turning = len(x_RD), layer.head_dim, layer.heads, layer.heads + layer.key_heads
+    qkv_RJK = layer.qkv(x_RD).view(rows, -1, dim)  # J = H + 2 G
+    qk_RJK = qkv_RJK[:, :turning]
+    if layer.head_norms is not None:
+        qk_RJK = layer.head_norms(qk_RJK)
     cos, sin = turn
-    q_RH1K, k_RG1K = [x.roll(dim // 2, -1).mul_(sin).addcmul_(x, cos) for x in (q_RH1K, k_RG1K)]
-    keys_RGCK, values_RGCK = kept.update(k_RG1K, v_RG1K)
+    qk_RJK = qk_RJK.roll(dim // 2, -1).mul_(sin).addcmul_(qk_RJK, cos)
+    keys_RGCK, values_RGCK = kept.update(qk_RJK[:, heads:, None], qkv_RJK[:, turning:, None])
     read = nn.functional.scaled_dot_product_attention(
-        q_RH1K.view(rows, k_RG1K.shape[1], -1, dim),  # the query heads of a key-value head are queries of its keys
+        # The query heads of a key-value head are queries of its keys.
+        qk_RJK[:, :heads].view(rows, layer.key_heads, -1, dim),
         keys_RGCK,
         values_RGCK,
         attn_mask=mask,
         scale=layer.scaling,
     )
     return read.reshape(rows, -1)
-
-
-def _linear(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
-    return nn.functional.linear(x, linear.weight, linear.bias)

@@ -19,7 +19,6 @@ import torch
 from transformers import DynamicCache
 
 from lace.engine.engine import Engine
-from lace.engine.lean_decoder import decode_step
 from lace.engine.result import LatticeResult, TokenEvent
 from lace.engine.rolling_cache import RollingCache, RollingLatticeCache, roomy
 from lace.engine.sampling import choose_tokens
@@ -82,7 +81,7 @@ class Scheduler:
         self, engine: Engine, *, max_lattices: int = 32, cache_tokens: int = 65_536, prefill_chunk: int = 256
     ) -> None:
         self.engine, self.model, self.device = engine, engine.model, engine.model.device
-        self.decode = decode_step(self.model, lean=engine.lean)
+        self.decode = engine.decode_step()
         self.max_lattices, self.cache_tokens, self.prefill_chunk = max_lattices, cache_tokens, prefill_chunk
         self.with_lattice = bool(lattice_layers(self.model))
         self.waiting: deque[Lattice] = deque()

@@ -141,8 +141,8 @@ class StaticLatticeCache(LatticeCache):
     def write(self, layer: int, slots: slice, entries_LTNX: torch.Tensor) -> None:
         self.entries[layer].index_copy_(1, self.place_1, entries_LTNX)
 
-    def read_with_null(self, layer: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return super().read_with_null(layer, self.reach)
+    def read_with_null(self, stop: int) -> torch.Tensor:
+        return super().read_with_null(self.reach)
 
     def added_to_scores(self, stop: int) -> torch.Tensor:
         return super().added_to_scores(self.reach)

@@ -151,6 +151,12 @@ class ThreadLayout:
         assert self.cache is not None
         return self.cache.added_to_scores(self.step_end)
 
+    @cached_property
+    def step_entries(self) -> tuple[torch.Tensor, ...]:
+        """What a step of decoding reads in each layer, (L, S, N, 2 K); views, which show what it writes."""
+        assert self.cache is not None
+        return self.cache.read_with_null(self.step_end).unbind()
+
 
 def read_by_sdpa(
     q_LNHK: torch.Tensor, k_LEK: torch.Tensor, v_LEK: torch.Tensor, added_L1NE: torch.Tensor
@@ -212,7 +218,8 @@ class LatticeAttention(nn.Module):
     def forward(self, x_RTD: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
         """What the threads' reading adds to the SDPA output; (R, T, D) to (R, T, D)."""
         if layout.one_step:
-            return self._one_step(x_RTD, layout)
+            read_RX = self._read_in_step(x_RTD.flatten(1), layout)
+            return nn.functional.linear(read_RX, self.up_proj.weight)[:, None]
         rows, tokens, _ = x_RTD.shape
         heads, dim = self.config.num_heads, self.config.head_dim
         z_RTZ = self.norm(self.down_proj(x_RTD))
@@ -248,36 +255,46 @@ class LatticeAttention(nn.Module):
         added_RTD: torch.Tensor = self.up_proj(read_RTHK.reshape(rows, tokens, -1))
         return added_RTD
 
-    def _one_step(self, x_R1D: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
-        """The same for a step of decoding, in a third of the operators."""
+    def added(self, x_RD: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
+        """The SDPA output and what the threads' reading adds to it, (R, D), of a pass of one token."""
+        if not layout.one_step:
+            return x_RD + self.forward(x_RD[:, None], layout)[:, 0]
+        read_RX = self._read_in_step(x_RD, layout)
+        assert layout.cache is not None
+        return torch.addmm(x_RD, read_RX, layout.cache.weights[self.index].up_XD)
+
+    def _read_in_step(self, x_RD: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
+        """What goes into `up_proj` in a step of decoding, (R, H * K), in a third of the operators."""
         cache, grid = layout.cache, layout.grid
         assert cache is not None
         if self.index not in cache.weights:
             cache.weights[self.index] = self.decoding_weights()
         weights = cache.weights[self.index]
-        rows, heads, dim, low = len(x_R1D), self.config.num_heads, self.config.head_dim, self.config.low_dim
+        rows, heads, dim, low = len(x_RD), self.config.num_heads, self.config.head_dim, self.config.low_dim
         turning, keys = (heads + 1) * dim, heads * dim
-        z_RY = nn.functional.layer_norm(x_R1D.flatten(1) @ weights.down_DY, (2 * low,), weights.norm_Y, None, EPSILON)
-        qkv_RX, turned_RX, g_RH = (z_RY[:, :low] @ weights.proj_ZX).tensor_split((turning + dim, 2 * turning + dim), 1)
+        z_RY = torch.layer_norm(x_RD @ weights.down_DY, (2 * low,), weights.norm_Y, None, EPSILON)
+        all_RX = z_RY[:, :low] @ weights.proj_ZX
+        qkv_RX = all_RX[:, : turning + dim]
         cos_R1K, sin_R1K = layout.angles_as(qkv_RX.dtype)
-        qk_RJK = qkv_RX[:, :turning].unflatten(1, (-1, dim))  # J = H + 1, the queries and the key
-        qk_RJK.mul_(cos_R1K).addcmul_(turned_RX.unflatten(1, (-1, dim)), sin_R1K)
+        qk_RJK = all_RX[:, :turning].view(rows, -1, dim)  # J = H + 1, the queries and the key
+        qk_RJK.mul_(cos_R1K).addcmul_(all_RX[:, turning + dim : 2 * turning + dim].view(rows, -1, dim), sin_R1K)
 
-        qkv_LNX = qkv_RX.unflatten(0, grid.rows_LN.shape) if grid.in_order else qkv_RX[grid.rows_LN]
+        lattices, threads = grid.rows_LN.shape
+        qkv_LNX = qkv_RX.view(lattices, threads, -1) if grid.in_order else qkv_RX[grid.rows_LN]
         entries_L1NX = qkv_LNX[:, None, :, keys:]
         if not grid.in_order:
             entries_L1NX = entries_L1NX.masked_fill(cache.unwritten_LTN[..., None], 0)
         cache.write(self.index, layout.slots, entries_L1NX)
-        k_LEK, v_LEK = cache.read_with_null(self.index, layout.step_end)
-        q_LNHK = qkv_LNX[..., :keys].unflatten(2, (heads, dim))
+        k_LEK, v_LEK = layout.step_entries[self.index].flatten(1, 2).chunk(2, dim=-1)
+        q_LNHK = qkv_LNX[..., :keys].view(lattices, threads, heads, dim)
         read = read_by_sdpa if q_LNHK.device.type == "cpu" else read_by_products
         read_RHK = read(q_LNHK, k_LEK, v_LEK, layout.step_added_to_scores).flatten(0, 1)
         if not grid.in_order:
             read_RHK = read_RHK[grid.place_R]
         if self.config.gate == "head":
-            read_RHK = read_RHK * g_RH.sigmoid()[..., None]
-        added_R1D: torch.Tensor = self.up_proj(read_RHK.reshape(rows, 1, -1))
-        return added_R1D
+            read_RHK = read_RHK * all_RX[:, 2 * turning + dim :, None].sigmoid()
+        read_RX: torch.Tensor = read_RHK.reshape(rows, -1)
+        return read_RX
 
     @torch.no_grad()
     def decoding_weights(self) -> DecodingWeights:
@@ -293,4 +310,5 @@ class LatticeAttention(nn.Module):
             torch.cat((self.down_proj.weight, -self.down_proj.weight)).T.contiguous(),
             self.norm.weight.repeat(2),
             torch.cat((q_k, v, turned, g)).T.contiguous(),
+            self.up_proj.weight.T.contiguous(),
         )

@@ -26,6 +26,7 @@ class DecodingWeights(NamedTuple):
     down_DY: torch.Tensor
     norm_Y: torch.Tensor
     proj_ZX: torch.Tensor
+    up_XD: torch.Tensor
 
 
 class LatticeCache:
@@ -178,12 +179,10 @@ class LatticeCache:
         """Steps of the entries that `read` returns, (L, S, N)."""
         return self._as_read(self.steps_LSN[self._box(self.first, slots.stop)])
 
-    def read_with_null(self, layer: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the null slot and the entries before slot `stop`, time-major, both (L, E, K)."""
+    def read_with_null(self, stop: int) -> torch.Tensor:
+        """The null slot and the entries before slot `stop`, keys and values side by side, (Y, L, S, N, 2 K), a view."""
         assert self.source_L is None
-        entries_LEX = self.entries[(layer, *self._box(self.first, 1 + stop))].flatten(1, 2)
-        keys_LEK, values_LEK = entries_LEX.chunk(2, dim=-1)
-        return keys_LEK, values_LEK
+        return self.entries[(slice(None), *self._box(self.first, 1 + stop))]
 
     def added_to_scores(self, stop: int) -> torch.Tensor:
         """(L, 1, N, E) for the entries of `read_with_null`, in a pass of one step; threads that write nothing in it

@@ -60,3 +60,7 @@ class MLPControl(nn.Module):
         hidden = nn.functional.silu(self.hidden_proj(self.norm(self.down_proj(x_RTD))))
         added_RTD: torch.Tensor = self.up_proj(hidden)
         return added_RTD.masked_fill(~layout.written_RT[..., None], 0.0)
+
+    def added(self, x_RD: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
+        """The SDPA output and what is added to it, (R, D), of a pass of one token."""
+        return x_RD + self.forward(x_RD[:, None], layout)[:, 0]
