@@ -2,7 +2,7 @@
 
 python benchmarks/student.py bytes TOKENIZER          # a token for each byte, for a first run of a few questions
 python benchmarks/student.py base RUN MODEL           # a tokenizer made from that run's lattices, and a model for it
-python benchmarks/student.py ask RUN MODEL --n 400    # unseen questions; lattice on, off and swapped
+python benchmarks/student.py ask RUN MODEL --isolated OTHER   # unseen questions: lattice on, off, swapped; its control
 """
 
 from __future__ import annotations
@@ -123,9 +123,10 @@ def unseen_questions(run: Path, n: int) -> list[Question]:
     return found
 
 
-def ask(run: Path, model: str, sampling: SamplingParams, n: int) -> dict[str, Any]:
+def ask(run: Path, model: str, isolated: str, sampling: SamplingParams, n: int) -> dict[str, Any]:
     """Accuracies on unseen questions, by task and strategy, and how much of their attention the threads give each
-    other."""
+    other. `isolated` is a model that has learned from the same data with the lattice off, for threads that have never
+    read each other."""
     engine, questions = load_engine(model), unseen_questions(run, n)
     report: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
@@ -137,7 +138,10 @@ def ask(run: Path, model: str, sampling: SamplingParams, n: int) -> dict[str, An
         "max_tokens": sampling.max_tokens,
         "tasks": {},
     }
-    answered = {strategy: _answers(engine, questions, sampling, strategy) for strategy in STRATEGIES}
+    answered: dict[str, list[LatticeResult]] = {
+        strategy: _answers(engine, questions, sampling, strategy) for strategy in STRATEGIES
+    }
+    answered["isolated"] = _answers(load_engine(isolated), questions, sampling, "independent")
     tasks: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
         tasks.setdefault(str(question.data["task"]), []).append(index)
@@ -149,12 +153,16 @@ def ask(run: Path, model: str, sampling: SamplingParams, n: int) -> dict[str, An
             }
             for strategy, results in answered.items()
         }
-        on, without, swapped = (judged[strategy] for strategy in ("lace", "independent", "swapped"))
+        on = judged["lace"]["acc"]
         against = {
-            "independent vote@N": without["vote@N"],
-            "independent acc": without["acc"],
-            "independent pass@N": without["pass@N"],
-            "swapped acc": swapped["acc"],
+            f"{strategy} {metric}": judged[strategy][metric]
+            for strategy, metric in (
+                ("isolated", "vote@N"),
+                ("isolated", "acc"),
+                ("isolated", "pass@N"),
+                ("independent", "vote@N"),
+                ("swapped", "acc"),
+            )
         }
         estimates: dict[str, Any] = {
             strategy: {name: bootstrap_mean(values).to_dict() for name, values in metrics.items()}
@@ -164,7 +172,7 @@ def ask(run: Path, model: str, sampling: SamplingParams, n: int) -> dict[str, An
             "n": len(chosen),
             **estimates,
             "lace acc less": {
-                name: bootstrap_difference(on["acc"], values).to_dict() | {"p": mcnemar(on["acc"], values).p}
+                name: bootstrap_difference(on, values).to_dict() | {"p": mcnemar(on, values).p}
                 for name, values in against.items()
             },
         }
@@ -215,6 +223,7 @@ def main() -> None:
     asked = what.add_parser("ask")
     asked.add_argument("run", type=Path)
     asked.add_argument("model")
+    asked.add_argument("--isolated", required=True, help="model of the same data, learned with the lattice off")
     asked.add_argument("--n", type=int, default=600)
     asked.add_argument("--threads", type=int, default=4)
     asked.add_argument("--temperature", type=float, default=0.7)
@@ -227,7 +236,9 @@ def main() -> None:
         sampling = SamplingParams(
             threads=options.threads, temperature=options.temperature, max_tokens=options.max_tokens, top_p=0.9
         )
-        text = json.dumps(ask(options.run, options.model, sampling, options.n), indent=1, ensure_ascii=False)
+        text = json.dumps(
+            ask(options.run, options.model, options.isolated, sampling, options.n), indent=1, ensure_ascii=False
+        )
         print(text)
         if options.json:
             options.json.write_text(text + "\n", encoding="utf-8")

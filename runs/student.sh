@@ -20,4 +20,5 @@ if [ ! -d $OUT/base ]; then # the tokenizer comes from a few lattices in bytes
 fi
 .venv/bin/lace data run configs/data/student.toml
 .venv/bin/lace train sft configs/student/sft.toml
-.venv/bin/python benchmarks/student.py ask $OUT/data $OUT/sft/model --json $OUT/answers.json
+.venv/bin/lace train sft configs/student/sft.toml --train.lattice=off --run.out=$OUT/isolated # its control
+.venv/bin/python benchmarks/student.py ask $OUT/data $OUT/sft/model --isolated $OUT/isolated/model --json $OUT/answers.json
