@@ -257,8 +257,9 @@ class LatticeAttention(nn.Module):
 
     def added(self, x_RD: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
         """The SDPA output and what the threads' reading adds to it, (R, D), of a pass of one token."""
-        if not layout.one_step:
-            return x_RD + self.forward(x_RD[:, None], layout)[:, 0]
+        if not layout.one_step or self._forward_hooks:  # who watches, as `lace.engine.exchanges`, is told by a call
+            added_R1D: torch.Tensor = self(x_RD[:, None], layout)
+            return x_RD + added_R1D[:, 0]
         read_RX = self._read_in_step(x_RD, layout)
         assert layout.cache is not None
         return torch.addmm(x_RD, read_RX, layout.cache.weights[self.index].up_XD)
