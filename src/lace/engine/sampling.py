@@ -106,15 +106,16 @@ def choose_tokens(
     """
     logprobs_RV = logits_RV.float().log_softmax(dim=-1)
     greedy_R = temperature_R == 0
-    best_R1 = logprobs_RV.amax(dim=-1, keepdim=True)  # taken off first, so that a tiny temperature cannot overflow
-    scaled_RV = (logprobs_RV - best_R1) / torch.where(greedy_R, 1.0, temperature_R)[:, None]
-    probs_RV = scaled_RV.double().softmax(dim=-1)
+    # The largest is taken off first, so that a tiny temperature cannot overflow.
+    best_R1, best_tokens_R1 = logprobs_RV.max(dim=-1, keepdim=True)
+    # In place, since new memory for each of so many numbers takes longer than computing them; and not normalized.
+    weights_RV = logprobs_RV.double().sub_(best_R1).div_(torch.where(greedy_R, 1.0, temperature_R)[:, None]).exp_()
     if truncate:
-        probs_RV = probs_RV * _kept(probs_RV, top_k_R, top_p_R)
-    cdf_RV = probs_RV.cumsum(dim=-1)
+        weights_RV *= _kept(weights_RV / weights_RV.sum(dim=-1, keepdim=True), top_k_R, top_p_R)
+    cdf_RV = weights_RV.cumsum_(dim=-1)
     drawn_R1 = torch.searchsorted(cdf_RV, uniforms_R[:, None] * cdf_RV[:, -1:], right=True)
     drawn_R1 = drawn_R1.clamp(max=logits_RV.shape[1] - 1)
-    tokens_R1 = torch.where(greedy_R[:, None], logprobs_RV.argmax(dim=-1, keepdim=True), drawn_R1)
+    tokens_R1 = torch.where(greedy_R[:, None], best_tokens_R1, drawn_R1)
     return tokens_R1[:, 0], logprobs_RV.gather(1, tokens_R1)[:, 0]
 
 
