@@ -12,6 +12,7 @@ import pytest
 from lace.bench.operators import count_operators
 from lace.bench.report import markdown
 from lace.bench.subjects import model_engine, prompt_of, shape_engine, shape_size
+from lace.bench.times import step_times
 from lace.cli.main import main
 
 
@@ -33,6 +34,12 @@ def test_a_step_dispatches_few_more_operators(shape: str, most: float) -> None:
     assert on.compute <= most * off.compute
     assert lean_on.compute - lean_off.compute <= on.compute - off.compute
     assert lean_on.compute < 0.7 * off.compute
+
+
+def test_short_lengths_are_timed_beside_long_ones() -> None:
+    rows = step_times(model_engine("puzzles"), 2, 20, [3, 40], 1)
+    assert [row.length for row in rows] == [3, 40]
+    assert all(row.on_ms > 0 and row.ratio > 0 for row in rows)
 
 
 def test_operators_do_not_depend_on_the_number_of_threads() -> None:

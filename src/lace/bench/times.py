@@ -85,7 +85,7 @@ def step_times(
                 clock, own = time.perf_counter(), time.process_time()
                 next(running[side])
                 spent[side] = time.perf_counter() - clock, time.process_time() - own
-            if step > longest // 10:
+            if step > min(lengths) // 10:  # the first ones warm up
                 wall.setdefault(step, []).append((spent[0][0], spent[1][0]))
                 processor.setdefault(step, []).append((spent[0][1], spent[1][1]))
             progress()
