@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lace.report_table import Table, as_markdown
 from lace.viz.exchange_table import markdown as exchange
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "viewing.md", ROOT / "docs" / "speed.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("viewing", "speed", "data", "evidence")))
 
 
 def render(text: str) -> str:
@@ -66,7 +67,110 @@ def recording(report: dict[str, Any]) -> str:
     return as_markdown([Table(title, ["what", "measured"], rows)], report, about)
 
 
-TABLES = {"groups": markdown, "bench": bench, "observed": exchange, "recording": recording}
+def throughput(report: dict[str, Any]) -> str:
+    """The table of `benchmarks/data_pipeline.py throughput`."""
+    ideal = report["ideal_calls_per_second"]
+    stages = {name: report[name] for name in ("solutions", "steps", "notes")}
+    rows = [
+        [name, f"{found['calls']:,}", f"{found['calls_per_second']:.0f}", _percent(found["share_of_ideal"])]
+        for name, found in stages.items()
+    ]
+    title = f"{report['concurrency']} calls in flight, {ideal:.0f} calls a second at best"
+    return _told([Table(title, ["stage", "calls", "calls a second", "of the ideal"], rows)], report)
+
+
+def memory(report: dict[str, Any]) -> str:
+    """The table of `benchmarks/data_pipeline.py memory`."""
+    samples = {int(tenth): mib for tenth, mib in report["resident_mib_at_each_tenth"].items() if int(tenth)}
+    done = [f"{tenth * report['questions'] // 10:,}" for tenth in samples]
+    return _plain(["questions", *done], [["resident memory, MiB", *(f"{mib:.0f}" for mib in samples.values())]])
+
+
+def faults(report: dict[str, Any]) -> str:
+    """The table of `benchmarks/data_pipeline.py faults`."""
+    rejected = Counter[str]()
+    for reasons in report["rejected"].values():
+        rejected.update(reasons)
+    rows = [
+        ["requests, finished calls", f"{report['requests']:,}, {report['finished_calls']:,}"],
+        ["finished at each kill", ", ".join(f"{count:,}" for count in report["finished_at_each_kill"])],
+        ["items lost, items doubled", f"{report['items_lost']}, {report['items_doubled']}"],
+        ["calls doubled, finished calls made again", f"{report['calls_doubled']}, {report['finished_calls_repeated']}"],
+        ["lattices", f"{report['lattices']:,}"],
+        ["rejected", ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())],
+    ]
+    title = f"{report['questions']:,} questions, {report['concurrency']} calls in flight"
+    return _told([Table(title, ["what", "count"], rows)], report)
+
+
+def quality(report: dict[str, Any]) -> str:
+    """The table of `lace data stats`, without its stages, beside what the paper tells of its data."""
+    found, threads = report["quality"], sum(report["quality"]["tags"].values())
+    tags = [f"{tag} {_percent(found['tags'][tag] / threads)}" for tag in ("best", "success", "fail")]
+    rows = [
+        ["lattices, tokens", f"{found['lattices']:,}, {found['tokens']:,}", ""],
+        ["lattices of 2, 3, 4 threads", ", ".join(f"{count:,}" for count in found["threads"].values()), ""],
+        ["edit distance of two threads (words)", f"{found['edit_distance']:.3f}", "0.77"],
+        ["embedding dissimilarity (all-MiniLM-L6-v2)", f"{found['embedding_dissimilarity']:.3f}", "0.12"],
+        ["threads by tag", ", ".join(tags), ""],
+        ["references that are causal", f"{found['causal']:,} of {found['references']:,}", ""],
+        ["notes moved to a later step", f"{found['moved']:,}", ""],
+        ["tokens of waiting", f"{found['waited']:,}", ""],
+    ]
+    return _plain(["measure", "here", "paper"], rows)
+
+
+def student(report: dict[str, Any]) -> str:
+    """The table of `benchmarks/student.py ask`."""
+    names = {
+        "lace": "lattice on",
+        "swapped": "lattice of another question",
+        "independent": "lattice off",
+        "isolated": "isolated threads",
+    }
+    (task,) = report["tasks"].values()
+    rows = [[f"`{metric}`", *(_estimate(task[strategy][metric]) for strategy in names)] for metric in task["lace"]]
+    rows.append(["attention to other threads", f"{100 * report['cross_thread_attention']:.1f}", "", "", ""])
+    title = (
+        f"n = {task['n']} questions that the data does not hold, N = {report['threads']}, temperature "
+        f"{report['temperature']}, {report['max_tokens']} tokens at most; % [95 % interval]"
+    )
+    differences = [
+        [f"`acc` less `{of}`, {names[strategy]}", _estimate(found, "+"), f"{found['p']:.2g}"]
+        for (strategy, of), found in ((name.split(), found) for name, found in task["lace acc less"].items())
+    ]
+    header = ["paired by question, points", "[95 % interval]", "p (McNemar)"]
+    return _told([Table(title, ["", *names.values()], rows), Table("Lattice on:", header, differences)], report)
+
+
+def _estimate(values: dict[str, float], sign: str = "") -> str:
+    value, low, high = (f"{100 * values[name]:{sign}.1f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _plain(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def _told(tables: list[Table], report: dict[str, Any]) -> str:
+    return as_markdown(tables, report, f"{report['machine']['cores']} cores")
+
+
+TABLES = {
+    "groups": markdown,
+    "bench": bench,
+    "observed": exchange,
+    "recording": recording,
+    "ideal_calls_per_second": throughput,
+    "resident_mib_at_each_tenth": memory,
+    "items_lost": faults,
+    "quality": quality,
+    "cross_thread_attention": student,
+}
 """By a key that only reports of this kind have."""
 
 

@@ -11,7 +11,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("name", ["viewing", "speed"])
+@pytest.mark.parametrize("name", ["viewing", "speed", "data", "evidence"])
 def test_tables_are_made_from_the_result_files(make_tables: ModuleType, name: str) -> None:
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     names = {path.stem for path in (DOCS / "results" / name).glob("*.json")}
