@@ -30,8 +30,8 @@ settings() { # the settings that make a variant, in all its stages
     esac
 }
 entries() { # how a variant is asked on test puzzles; temperatures are from validation puzzles (docs/log.md)
-    local task=$1 variant=$2 seed=$3 stage temperature=1.0 strategy=lace
-    [ "$task" = chain-sum ] && temperature=0.4
+    local task=$1 variant=$2 seed=$3 stage temperature=0.7 strategy=lace
+    [ "$task" = chain-sum ] && temperature=0.2
     [[ $variant == isolated* ]] && strategy=independent
     for stage in sft grpo; do
         [ -d "$OUT/$seed/$variant-$stage/model" ] || continue
@@ -77,6 +77,7 @@ done
 all_done
 for task in countdown chain-sum; do
     asked=()
+    [ $task = countdown ] && asked=(--max-tokens 80) # also from validation puzzles
     for seed in $SEEDS; do
         for variant in "${variants[@]}"; do asked+=($(entries $task "$variant" "$seed")); done
     done
