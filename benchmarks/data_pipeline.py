@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -27,13 +26,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from figures import tell
+from figures import provenance, tell
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lace.data.pipeline.keyed_log import read_lines
 from lace.data.pipeline.stats import run_stats
-from lace.provenance import machine, source_commit
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -215,9 +213,7 @@ def main() -> None:
         began = time.monotonic()
         result = {
             "what": options.what,
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": source_commit(),
-            "machine": machine(),
+            **provenance(),
             "questions": options.questions,
             "concurrency": options.concurrency,
         }

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from figures import tell
+from figures import provenance, tell
 
 from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TEMPERATURE, TOP_P
 from lace.cli.models import load_engine
@@ -30,7 +30,6 @@ from lace.engine.exchanges import step_with_exchanges
 from lace.engine.result import LatticeResult
 from lace.engine.sampling import SamplingParams
 from lace.engine.scheduler import Scheduler
-from lace.provenance import machine, source_commit
 from lace.tasks.task import get_task
 from lace.viz.page import LIVE, VIEWER, build_page
 from lace.viz.trace import Trace, record
@@ -155,9 +154,7 @@ def main() -> None:
             "threads": THREADS,
             "rounds": options.rounds,
             "overhead": overheads(engine, options.rounds),
-            "command": " ".join(["python", *sys.argv]),
-            "commit": source_commit(),
-            "machine": machine(),
+            **provenance(),
         }
     tell(report, options.json)
 

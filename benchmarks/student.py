@@ -8,9 +8,6 @@ python benchmarks/student.py ask RUN MODEL --isolated OTHER   # unseen questions
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -19,6 +16,7 @@ from statistics import fmean
 from typing import Any, cast
 
 import torch
+from figures import provenance, tell
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
@@ -40,7 +38,6 @@ from lace.engine.selection import majority
 from lace.eval.stats import bootstrap_difference, bootstrap_mean, mcnemar
 from lace.lattice.checkpoint import load
 from lace.lattice.fingerprint import weights_digest
-from lace.provenance import machine, source_commit
 from lace.viz.trace import record
 
 END = "<eos>"
@@ -129,9 +126,7 @@ def ask(run: Path, model: str, isolated: str, sampling: SamplingParams, n: int) 
     read each other."""
     engine, questions = load_engine(model), unseen_questions(run, n)
     report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": source_commit(),
-        "machine": machine(),
+        **provenance(),
         "weights": weights_digest(engine.model),
         "threads": sampling.threads,
         "temperature": sampling.temperature,
@@ -236,12 +231,7 @@ def main() -> None:
         sampling = SamplingParams(
             threads=options.threads, temperature=options.temperature, max_tokens=options.max_tokens, top_p=0.9
         )
-        text = json.dumps(
-            ask(options.run, options.model, options.isolated, sampling, options.n), indent=1, ensure_ascii=False
-        )
-        print(text)
-        if options.json:
-            options.json.write_text(text + "\n", encoding="utf-8")
+        tell(ask(options.run, options.model, options.isolated, sampling, options.n), options.json)
     else:
         tokenizer = trained_tokenizer(options.run, VOCABULARY)
         model_for(tokenizer).save_pretrained(options.model)

@@ -13,7 +13,7 @@ from typing import Any
 
 from lace.bench.report import markdown as bench
 from lace.eval.table import markdown
-from lace.report_table import Table, as_markdown
+from lace.report_table import Table, as_markdown, cells_as_markdown, percent_with_interval
 from lace.viz.exchange_table import markdown as exchange
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,9 @@ def memory(report: dict[str, Any]) -> str:
     """The table of `benchmarks/data_pipeline.py memory`."""
     samples = {int(tenth): mib for tenth, mib in report["resident_mib_at_each_tenth"].items() if int(tenth)}
     done = [f"{tenth * report['questions'] // 10:,}" for tenth in samples]
-    return _plain(["questions", *done], [["resident memory, MiB", *(f"{mib:.0f}" for mib in samples.values())]])
+    return cells_as_markdown(
+        ["questions", *done], [["resident memory, MiB", *(f"{mib:.0f}" for mib in samples.values())]]
+    )
 
 
 def faults(report: dict[str, Any]) -> str:
@@ -117,7 +119,7 @@ def quality(report: dict[str, Any]) -> str:
         ["notes moved to a later step", f"{found['moved']:,}", ""],
         ["tokens of waiting", f"{found['waited']:,}", ""],
     ]
-    return _plain(["measure", "here", "paper"], rows)
+    return cells_as_markdown(["measure", "here", "paper"], rows)
 
 
 def student(report: dict[str, Any]) -> str:
@@ -129,31 +131,25 @@ def student(report: dict[str, Any]) -> str:
         "isolated": "isolated threads",
     }
     (task,) = report["tasks"].values()
-    rows = [[f"`{metric}`", *(_estimate(task[strategy][metric]) for strategy in names)] for metric in task["lace"]]
+    rows = [
+        [f"`{metric}`", *(percent_with_interval(task[strategy][metric]) for strategy in names)]
+        for metric in task["lace"]
+    ]
     rows.append(["attention to other threads", f"{100 * report['cross_thread_attention']:.1f}", "", "", ""])
     title = (
         f"n = {task['n']} questions that the data does not hold, N = {report['threads']}, temperature "
         f"{report['temperature']}, {report['max_tokens']} tokens at most; % [95 % interval]"
     )
     differences = [
-        [f"`acc` less `{of}`, {names[strategy]}", _estimate(found, "+"), f"{found['p']:.2g}"]
+        [f"`acc` less `{of}`, {names[strategy]}", percent_with_interval(found, "+"), f"{found['p']:.2g}"]
         for (strategy, of), found in ((name.split(), found) for name, found in task["lace acc less"].items())
     ]
     header = ["paired by question, points", "[95 % interval]", "p (McNemar)"]
     return _told([Table(title, ["", *names.values()], rows), Table("Lattice on:", header, differences)], report)
 
 
-def _estimate(values: dict[str, float], sign: str = "") -> str:
-    value, low, high = (f"{100 * values[name]:{sign}.1f}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _plain(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
 
 
 def _told(tables: list[Table], report: dict[str, Any]) -> str:

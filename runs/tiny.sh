@@ -29,13 +29,12 @@ settings() { # the settings that make a variant, in all its stages
     *) echo "unknown variant $1" >&2; return 1 ;;
     esac
 }
-entries() { # how a variant is asked on test puzzles; temperatures are from validation puzzles (docs/log.md)
-    local task=$1 variant=$2 seed=$3 stage temperature=0.7 strategy=lace
-    [ "$task" = chain-sum ] && temperature=0.2
+entries() { # how a variant is asked on test puzzles, at the temperatures that lace eval has for the tasks
+    local variant=$1 seed=$2 stage strategy=lace
     [[ $variant == isolated* ]] && strategy=independent
     for stage in sft grpo; do
         [ -d "$OUT/$seed/$variant-$stage/model" ] || continue
-        echo "--entry=$variant-$stage/$seed=$OUT/$seed/$variant-$stage/model@$strategy,temperature=$temperature"
+        echo "--entry=$variant-$stage/$seed=$OUT/$seed/$variant-$stage/model@$strategy"
     done
 }
 stage() { # folder, command, config, overrides: one stage, unless it is finished
@@ -77,9 +76,9 @@ done
 all_done
 for task in countdown chain-sum; do
     asked=()
-    [ $task = countdown ] && asked=(--max-tokens 80) # also from validation puzzles
+    [ $task = countdown ] && asked=(--max-tokens 80) # from validation puzzles (docs/log.md)
     for seed in $SEEDS; do
-        for variant in "${variants[@]}"; do asked+=($(entries $task "$variant" "$seed")); done
+        for variant in "${variants[@]}"; do asked+=($(entries "$variant" "$seed")); done
     done
     [ -f "$OUT/$task.json" ] || .venv/bin/lace eval $task "${asked[@]}" --n "$N_PUZZLES" --json "$OUT/$task.json" --markdown "$OUT/$task.md" &
 done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,25 @@ def as_markdown(tables: Sequence[Table], report: dict[str, Any], computing: str)
         report: has `command`, `commit` and `machine` (`lace.provenance`).
         computing: what of the machine matters, besides its processor.
     """
-    blocks = []
-    for table in tables:
-        lines = [table.header, ["---"] * len(table.header), *table.rows]
-        blocks.append(table.title + "\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    blocks = [f"{table.title}\n\n{cells_as_markdown(table.header, table.rows)}" for table in tables]
     processor = report["machine"]["gpu"] or report["machine"]["cpu"]
     return "\n\n".join([*blocks, f"`{report['command']}`, commit {report['commit']}, {processor}, {computing}"])
+
+
+def cells_as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The cells alone."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def percent_with_interval(estimate: Mapping[str, float], sign: str = "") -> str:
+    """A share or difference of shares in percent, with its interval, e.g. `59.7 [57.8, 61.6]`.
+
+    Args:
+        estimate: `value`, `low` and `high` (`lace.eval.stats.Estimate`).
+        sign: `+` to write it of positive numbers too.
+    """
+    value, low, high = (f"{100 * estimate[name]:{sign}.1f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def print_tables(tables: Sequence[Table], width: int) -> None:

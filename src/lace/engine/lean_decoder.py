@@ -167,10 +167,8 @@ class _Layer:
         self.o_proj = _Linear(attention.o_proj, copied=copied)
         self.lattice = attention.lattice if hasattr(attention, "lattice") else None
         self.before, self.after = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.gate_up, self.down = (
-            _Linear(mlp.gate_proj, mlp.up_proj, copied=copied),
-            _Linear(mlp.down_proj, copied=copied),
-        )
+        self.gate_up = _Linear(mlp.gate_proj, mlp.up_proj, copied=copied)
+        self.down = _Linear(mlp.down_proj, copied=copied)
 
 
 class LeanDecoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lace.report_table import Table, as_markdown
+from lace.report_table import Table, as_markdown, percent_with_interval
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
@@ -36,7 +36,7 @@ def _metrics(title: str, name: str, rows: Sequence[dict[str, Any]]) -> Table:
             row["label"],
             str(row["threads"]),
             str(row["max_tokens"]),
-            *(_estimate(row["metrics"][metric]) for metric in metrics),
+            *(percent_with_interval(row["metrics"][metric]) for metric in metrics),
             f"{row['tokens']:.0f}",
             f"{row['steps']:.0f}",
             f"{row['seconds']:.2f}",
@@ -55,7 +55,7 @@ def _differences(report: dict[str, Any]) -> Table:
             _difference(pair),
             str(pair["threads"]),
             str(pair["max_tokens"]),
-            _estimate(pair["difference"], "+"),
+            percent_with_interval(pair["difference"], "+"),
             _p(pair["p"]),
             _p(pair["p_holm"]),
             pair["test"],
@@ -74,11 +74,6 @@ def _entries(report: dict[str, Any]) -> Table:
     keys = ["label", "model", "strategy", "temperature", "top_p", "weights"]
     cells = [[str(entry[key]) for key in keys] for entry in report["entries"]]
     return Table("Entries", ["entry", *keys[1:]], cells)
-
-
-def _estimate(values: dict[str, float], sign: str = "") -> str:
-    value, low, high = (100 * values[key] for key in ("value", "low", "high"))
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def _share(share: float | None, digits: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lace.report_table import Table, as_markdown
+from lace.report_table import Table, as_markdown, percent_with_interval
 from lace.viz.moments import MOMENTS
 
 
@@ -50,9 +50,9 @@ def _of_task(task: str, found: dict[str, Any]) -> Iterator[Table]:
             [
                 _silent(row),
                 f"{100 * row['acc']['value']:.1f}",
-                _interval(row["lost"]),
+                percent_with_interval(row["lost"]),
                 f"{100 * row['mean']['value']:.1f}",
-                _interval(row["lost_mean"]),
+                percent_with_interval(row["lost_mean"]),
                 f"{100 * row['tag_valid']['value']:.1f}",
                 "" if row["distinct_attempts"] is None else f"{100 * row['distinct_attempts']:.0f}",
                 f"{100 * row['false_steps']:.2f}",
@@ -66,7 +66,3 @@ def _silent(row: dict[str, Any]) -> str:
     if row["layer"] is None:
         return "none"
     return f"layer {row['layer']}" + ("" if row["head"] is None else f", head {row['head']}")
-
-
-def _interval(estimate: dict[str, float]) -> str:
-    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
