@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from lace.engine.sampling import SamplingParams, choose_tokens, draw_uniforms
+from lace.engine.sampling import LIKELIEST, SamplingParams, choose_tokens, draw_uniforms
 
 
 def draw(
@@ -47,6 +48,31 @@ def test_top_k_and_top_p_keep_the_most_likely_tokens() -> None:
     just_two = float(probability[1] + probability[3]) - 1e-4
     assert set(draw(LOGITS, GRID, top_p=just_two)[0].tolist()) == {1, 3}
     assert set(draw(LOGITS, GRID, top_p=1e-9)[0].tolist()) == {1}
+
+
+@pytest.mark.parametrize("steepness", [0.0, 0.1, 2.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.5), (0, 0.95), (LIKELIEST, 1.0), (3 * LIKELIEST, 0.99)])
+def test_a_large_vocabulary_is_cut_like_a_small_one(steepness: float, top_k: int, top_p: float) -> None:
+    """Tokens in pairs of equal probability, flat to steep, beside a row without a limit: against one sort of all."""
+    vocabulary, rows = 4 * LIKELIEST, 400
+    generator = torch.Generator().manual_seed(0)
+    logits = -steepness * (torch.randperm(vocabulary, generator=generator) // 2).float()[None]
+    uniforms = torch.rand(rows, dtype=torch.float64, generator=generator)
+    limits = torch.tensor([top_k, 0] * (rows // 2)), torch.tensor([top_p, 1.0] * (rows // 2))
+    tokens, _ = choose_tokens(logits.expand(rows, -1), uniforms, torch.ones(rows), *limits, True)
+
+    probability = logits[0].double().softmax(-1)
+    kept, mass = set(), 0.0
+    for rank, token in enumerate(sorted(range(vocabulary), key=lambda token: -probability[token])):
+        if (top_k and rank >= top_k) or (rank and mass >= limits[1][0]):
+            break
+        kept.add(token)
+        mass += float(probability[token])
+    weights = torch.tensor([probability[token] * (token in kept) for token in range(vocabulary)])
+    limited = torch.searchsorted(weights.cumsum(0), uniforms[::2] * weights.sum(), right=True)
+    free = torch.searchsorted(probability.cumsum(0), uniforms[1::2] * probability.sum(), right=True)
+    assert tokens[::2].tolist() == limited.tolist()
+    assert tokens[1::2].tolist() == free.tolist()
 
 
 def test_limits_of_one_row_do_not_touch_another() -> None:
