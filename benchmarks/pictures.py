@@ -15,7 +15,7 @@ import sys
 import tempfile
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lace.cli.defaults import SHIPPED_LACE
 from lace.cli.models import load_engine
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ASK = "Use 9, 14 and 6 to make 30"
 THREADS = 4
 SCREENS = {"": (1280, 800), "-phone": (390, 844)}
-SCHEMES = {"": "light", "-dark": "dark"}
+SCHEMES: dict[str, Literal["light", "dark"]] = {"": "light", "-dark": "dark"}
 DAY_S = 86_400
 """When the page's clock stops: later than the page is loaded."""
 FRAME_MS = 20

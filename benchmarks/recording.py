@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def page_sizes() -> list[dict[str, Any]]:
 
 def long_trace(engine: Engine) -> tuple[Trace, float, float]:
     """A recording of 16 threads of 1,024 tokens each, opening included; seconds of decoding and of recording."""
+    assert engine.config is not None  # the embedded model has a lattice
     given = len(engine.tokenizer(engine.config.opening.format(label=1), add_special_tokens=False)["input_ids"])
     ends, positions = engine.end_ids, engine.max_positions
     engine.end_ids, engine.max_positions = frozenset(), 2 * LONG  # the text is nonsense, its length is what matters
@@ -96,10 +98,10 @@ def overheads(engine: Engine, rounds: int) -> list[dict[str, Any]]:
             seeded = replace(params, seed=number)
             results: list[LatticeResult] = []
             sides: list[tuple[str, Callable[[], object]]] = [
-                ("off", lambda p=prompt, s=seeded, r=results: r.extend(engine.generate(p, s))),
-                ("trace", lambda r=results: record(engine, r[0])),
-                ("stepwise", lambda p=prompt, s=seeded: scheduled(engine, p, s, told=False)),
-                ("exchanges", lambda p=prompt, s=seeded: scheduled(engine, p, s, told=True)),
+                ("off", partial(decoded, engine, prompt, seeded, into=results)),
+                ("trace", partial(recorded, engine, results)),
+                ("stepwise", partial(scheduled, engine, prompt, seeded, told=False)),
+                ("exchanges", partial(scheduled, engine, prompt, seeded, told=True)),
             ]
             for name, side in sides:
                 began = time.perf_counter()
@@ -114,6 +116,16 @@ def overheads(engine: Engine, rounds: int) -> list[dict[str, Any]]:
             row = {"task": task, "what": name, "off_s": statistics.median(off), "on_s": statistics.median(on)}
             rows.append({**row, "ratio": statistics.median(ratios)})
     return rows
+
+
+def decoded(engine: Engine, prompt: str, params: SamplingParams, *, into: list[LatticeResult]) -> None:
+    """One lattice without recording."""
+    into.extend(engine.generate(prompt, params))
+
+
+def recorded(engine: Engine, results: list[LatticeResult]) -> None:
+    """The trace of a lattice that was decoded before."""
+    record(engine, results[-1])
 
 
 def scheduled(engine: Engine, prompt: str, params: SamplingParams, *, told: bool) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
 from openai import OpenAI
@@ -23,10 +23,10 @@ class Running(NamedTuple):
     url: str
     worker: Worker
 
-    def client(self, **settings: object) -> OpenAI:
+    def client(self, **settings: Any) -> OpenAI:
         return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **settings})
 
-    def post(self, body: object, path: str = "/v1/chat/completions", **settings: object) -> httpx2.Response:
+    def post(self, body: object, path: str = "/v1/chat/completions", **settings: Any) -> httpx2.Response:
         return httpx2.post(self.url + path, json=body, timeout=60, **settings)
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
@@ -50,10 +50,10 @@ class Running(NamedTuple):
 
 @contextmanager
 def serve(
-    load: Callable[[], Engine], *, shipped: bool = False, wait: bool = True, **settings: object
+    load: Callable[[], Engine], *, shipped: bool = False, wait: bool = True, **settings: Any
 ) -> Iterator[Running]:
     """A server on a free port, until the block is left."""
-    chosen = ServerSettings(**{"model": "tiny", "port": 0, "threads": 4, **settings})  # type: ignore[arg-type]
+    chosen = ServerSettings(**{"model": "tiny", "port": 0, "threads": 4, **settings})
     server, worker = new_server(chosen, load, shipped=shipped)
     with listen(chosen) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
