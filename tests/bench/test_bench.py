@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lace.bench.bandwidth import step_bytes
 from lace.bench.operators import count_operators
 from lace.bench.report import markdown
 from lace.bench.subjects import model_engine, prompt_of, shape_engine, shape_size
@@ -42,6 +43,19 @@ def test_short_lengths_are_timed_beside_long_ones() -> None:
     assert all(row.on_ms > 0 and row.ratio > 0 for row in rows)
 
 
+def test_a_step_reads_weights_once_and_the_caches_of_all_threads() -> None:
+    """The embedded model: 6 layers of width 128, all with keys and values, 4 of them with a lattice of width 32."""
+    engine = model_engine("puzzles")
+    threads, context, length = 3, 20, 10
+    parameters = dict(engine.model.named_parameters())
+    lattice = sum(p.numel() for name, p in parameters.items() if ".lattice." in name)
+    base = sum(p.numel() for p in parameters.values()) - lattice
+    off = base + threads * (context + length) * 6 * 2 * 128
+    assert step_bytes(engine.model, threads, context, length, lattice=False) == 4 * off
+    on = off + lattice + threads * length * 4 * 2 * 32
+    assert step_bytes(engine.model, threads, context, length, lattice=True) == 4 * on
+
+
 def test_operators_do_not_depend_on_the_number_of_threads() -> None:
     engine = shape_engine("qwen3-0.6b", narrow=True)
     assert count_operators(engine, 2, 20, "lace") == count_operators(engine, 7, 20, "lace")
@@ -70,6 +84,7 @@ def test_quick_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert [row["shape"] for row in report["cache"]] == ["qwen3-1.7b", "qwen3-4b"]
     assert (steps["threads"], steps["length"]) == (2, 12)
     assert min(steps["on_ms"], steps["off_ms"], steps["on_cpu_ms"], steps["off_cpu_ms"]) > 0
+    assert 0 < steps["limit_share_on"] < 2  # how fast memory is read is only a measurement
     assert speed["ratio"] == pytest.approx(speed["lace"] / max(speed["transformers"].values()))
     assert len(speed["transformers"]) == 3
     assert files[1].read_text() == markdown(report) + "\n"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lace.bench.bandwidth import read_bandwidth, step_bytes
 from lace.bench.operators import count_operators
 from lace.bench.subjects import shape_size
 from lace.bench.times import SIDES, TRANSFORMERS, step_times, throughput
@@ -43,8 +44,17 @@ def cache_rows() -> Rows:
 def step_rows(
     engine: Engine, threads: list[int], context: int, lengths: list[int], rounds: int, progress: Callable[[], None]
 ) -> Rows:
-    found = [step_times(engine, count, context, lengths, rounds, progress) for count in threads]
-    return [asdict(row) for rows in found for row in rows]
+    bandwidth = read_bandwidth(engine.model.device)
+    rows = []
+    for count in threads:
+        for row in step_times(engine, count, context, lengths, rounds, progress):
+            least_ms = [
+                1000 * step_bytes(engine.model, count, context, row.length, lattice=side == "lace") / bandwidth
+                for side in SIDES
+            ]
+            on, off = least_ms[0] / row.on_ms, least_ms[1] / row.off_ms
+            rows.append({**asdict(row), "bytes_per_second": bandwidth, "limit_share_on": on, "limit_share_off": off})
+    return rows
 
 
 def throughput_rows(
@@ -110,6 +120,11 @@ def tables(report: dict[str, Any]) -> list[Table]:
             for row in rows
         ]
         title = f"{name}: time of a step, lattice on against off; {report['context']} tokens of prompt"
+        if "bytes_per_second" in rows[0]:  # not in reports from before it was measured
+            title += f"; memory is read at {rows[0]['bytes_per_second'] / 1e9:.1f} GB/s"
+            header += ["of that limit, on", "off"]
+            for line, row in zip(cells, rows, strict=True):
+                line += [f"{row[f'limit_share_{side}']:.0%}" for side in ("on", "off")]
         shown.append(Table(title, header, cells))
     if rows := report.get("throughput"):
         settings = list(rows[0]["transformers"])
