@@ -149,6 +149,17 @@ def student(report: dict[str, Any]) -> str:
     return _told([Table(title, ["", *names.values()], rows), Table("Lattice on:", header, differences)], report)
 
 
+def vllm_tokens(report: dict[str, Any]) -> str:
+    """The table of `benchmarks/vllm_tokens.py`."""
+    sides = ("lace", "independent", "vllm")
+    rows = [
+        [str(row["threads"]), *(f"{row[side]:.0f}" for side in sides), f"{row['ratio']:.2f}"]
+        for row in report["vllm_tokens"]
+    ]
+    title = f"Tokens per second, {report['rounds']} rounds in turns, against vLLM {report['vllm_version']}, a core each"
+    return _told([Table(title, ["N", "lace", "independent", "vLLM", "lace to vLLM"], rows)], report)
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -167,6 +178,7 @@ TABLES = {
     "items_lost": faults,
     "quality": quality,
     "cross_thread_attention": student,
+    "vllm_tokens": vllm_tokens,
 }
 """By a key that only reports of this kind have."""
 
