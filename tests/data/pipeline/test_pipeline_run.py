@@ -188,6 +188,26 @@ def test_faults_cost_time_and_nothing_else(make_config: Callable[..., DataConfig
     assert stats.quality.causal == stats.quality.references > 0
 
 
+def test_half_a_character_in_a_reply_ends_no_run(make_config: Callable[..., DataConfig], sources: Any) -> None:
+    """A teacher's JSON can spell one half of a surrogate pair, which neither a key nor a file can hold."""
+    teacher = puzzle_teacher()
+
+    def script(request: Request) -> Answer:
+        answer = teacher(request)
+        reply = json.loads(answer.text or "")
+        if "summary" in reply:
+            reply["summary"] += " \ud83d"
+            reply["solution"] += " \ud83d"
+        return Answer(json.dumps(reply))
+
+    with Server(script) as server:
+        config = make_config(server.url, questions=sources)
+        written = run_pipeline(config)
+    assert written["train"] > 0
+    paths = [line["item"]["paths"] for line in read_lines(next(config.run.out.glob("stages/2-*/outcomes.jsonl")))]
+    assert all(path["summary"].endswith(" ?") for each in paths for path in each)
+
+
 # --- interruption ----------------------------------------------------------------------------------------------------
 
 PROGRAM = "from lace.cli.main import main; import sys; sys.argv = ['lace', 'data', 'run', '{config}']; main()"

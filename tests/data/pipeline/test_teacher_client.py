@@ -187,3 +187,38 @@ def test_the_body_of_a_good_reply_may_lack_its_usage() -> None:
     choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
     (completion,), _, _ = call(lambda request: Answer(None, body=json.dumps({"choices": [choice]}).encode()))
     assert (completion.text, completion.prompt_tokens, completion.model) == ("x", 0, "m")
+
+
+def completion_body(**fields: Any) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    return json.dumps({"choices": [choice], **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(None, body=b"[" * 200_000),
+        Answer(None, body=b'{"a":' * 100_000, status=429),
+        Answer("", status=503, headers={"Retry-After": "²"}),
+        Answer("", status=503, headers={"Retry-After": "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"}),
+        Answer(None, body=b"no gzip", headers={"Content-Encoding": "gzip"}),
+    ],
+    ids=["deep", "deep error", "no digit", "no year", "no gzip"],
+)
+def test_a_hostile_reply_is_a_failed_try(answer: Answer) -> None:
+    (completion,), _, server = call(first_fails(lambda: answer))
+    assert (completion.text, server.requests) == (GOOD.text, {"call 0": 2})
+
+
+@pytest.mark.parametrize("count", ["12", [1], -100_000, float("nan"), 1e300, 10**400, None])
+def test_a_number_of_tokens_that_is_none_counts_nothing(count: object) -> None:
+    body = completion_body(usage={"prompt_tokens": count, "completion_tokens": 3})
+    (completion,), teacher, _ = call(lambda request: Answer(None, body=body), price_completion=1.0)
+    assert (completion.prompt_tokens, completion.completion_tokens) == (0, 3)
+    assert teacher.price(completion) == pytest.approx(3e-6)
+
+
+def test_half_a_character_is_no_text() -> None:
+    body = completion_body(model=["m"]).replace(b'"x"', b'"a \\ud83d b"')
+    (completion,), _, _ = call(lambda request: Answer(None, body=body))
+    assert (completion.text, completion.model) == ("a ? b", "m")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from lace.data.pipeline.item import Rejection, Tag
+from lace.data.pipeline.text import well_formed
 
 R = TypeVar("R", bound="Reply")
+Text = Annotated[str, AfterValidator(well_formed)]
+"""What a teacher writes: JSON can spell halves of characters."""
 MOST_FAILURES = 1000
 """Braces of one reply that may begin no object."""
 
@@ -25,15 +28,15 @@ class Reply(BaseModel):
 class Solution(Reply):
     """One path to an answer."""
 
-    solution: str
-    answer: str
-    summary: str
+    solution: Text
+    answer: Text
+    summary: Text
 
 
 class Steps(Reply):
     """A path in steps."""
 
-    steps: list[str]
+    steps: list[Text]
 
 
 class NoteReply(Reply):
@@ -44,7 +47,7 @@ class NoteReply(Reply):
     about_thread: int
     about_step: int
     kind: Literal["takes", "warns"]
-    text: str
+    text: Text
 
 
 class Notes(Reply):
@@ -57,7 +60,7 @@ class Verdict(Reply):
     """How one thread closes."""
 
     thread: int
-    comparison: str
+    comparison: Text
     tag: Tag
 
 

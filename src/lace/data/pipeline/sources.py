@@ -13,6 +13,7 @@ from typing import Any
 from lace.data.pipeline.config import ChampSource, FileSource, HubSource, ReasoningGymSource, Source
 from lace.data.pipeline.item import Question, Rejection
 from lace.data.pipeline.keyed_log import content_hash
+from lace.data.pipeline.text import printable, well_formed
 
 DATA_EXTRA = "pip install 'lace-llm[data]'"
 _SPACES = re.compile(r"[^\S\n]+")
@@ -37,8 +38,7 @@ def read_source(source: Source) -> Iterator[Question | Rejection]:
 
 def normalise(text: str) -> str:
     """Composed characters, plain spaces, no control characters, no space at the ends of lines."""
-    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n")
-    text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char)[0] != "C")
+    text = printable(unicodedata.normalize("NFC", text).replace("\r\n", "\n"))
     return "\n".join(_SPACES.sub(" ", line).rstrip() for line in text.split("\n")).strip()
 
 
@@ -83,7 +83,7 @@ def _columns(
         text, answer = (row[column] for column in (source.question, source.answer))
         where = f"{name}, row {number}"
         yield _question(
-            str(row[source.id]) if source.id else f"{short}-{number}",
+            well_formed(str(row[source.id])) if source.id else f"{short}-{number}",
             "" if text is None else str(text),
             "" if answer is None else str(answer),
             source.verifier,

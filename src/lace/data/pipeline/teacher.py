@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ import aiohttp
 from lace.data.pipeline.config import Endpoint
 from lace.data.pipeline.item import Rejection
 from lace.data.pipeline.replies import Reply, schema_of
+from lace.data.pipeline.text import well_formed
 
 PASSING = (408, 409, 425, 429)
 """Client errors that a later try may not meet; besides all from 500 on."""
@@ -33,6 +35,7 @@ LONGEST_WAIT = 60.0
 """Seconds between two tries, where the server does not say."""
 FAILURES_IN_A_ROW = 20
 """Calls without any that succeeded between them, from which on the server is taken to be down."""
+_NUMBER = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
 
 
 class CallFailed(Exception):
@@ -200,22 +203,32 @@ def _read_completion(body: bytes, model: str) -> Completion:
         if not isinstance(text, str):
             raise TypeError
         return Completion(
-            text=text,
-            refusal=message.get("refusal"),
-            finish_reason=choice.get("finish_reason"),
-            model=answer.get("model") or model,
-            prompt_tokens=usage.get("prompt_tokens") or 0,
-            completion_tokens=usage.get("completion_tokens") or 0,
+            text=well_formed(text),
+            refusal=_text(message.get("refusal")),
+            finish_reason=_text(choice.get("finish_reason")),
+            model=_text(answer.get("model")) or model,
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _NoCompletion(f"the reply is no completion: {body[:200]!r}") from None
+
+
+def _text(value: Any) -> str | None:
+    """A field that is written down, if it is a text."""
+    return well_formed(value) if isinstance(value, str) else None
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 for what is none, which must not make a budget wrong."""
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
 
 
 def _message(body: bytes) -> str:
     """What a refusal says, in the form of OpenAI's errors or any other."""
     try:
         return str(json.loads(body)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return body[:200].decode(errors="replace")
 
 
@@ -230,11 +243,11 @@ def _retry_after(error: Exception) -> float | None:
 
 def _seconds(text: str) -> float | None:
     """The value of a header Retry-After, a number or a date; None for anything else."""
-    if text.strip().replace(".", "", 1).isdigit():
+    if _NUMBER.fullmatch(text):
         return float(text)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one with a number that no computer can hold
         return None
     return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
