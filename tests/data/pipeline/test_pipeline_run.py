@@ -159,6 +159,16 @@ def test_a_budget_stops_a_run_which_then_goes_on(make_config: Callable[..., Data
     assert sum(stage.cost for stage in stats.stages) == pytest.approx(tokens / 1000)
 
 
+def test_minutes_end_a_run_that_waits_and_says_so(
+    make_config: Callable[..., DataConfig], sources: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Server(lambda request: spoil("429", Answer(), retry_after=3600)) as server:
+        config = make_config(server.url, questions=sources, budget={"minutes": 0.03})
+        with pytest.raises(Stopped, match=r"budget.minutes = 0.03 is spent"):
+            run_pipeline(config)
+    assert re.search(r"^solutions  0/12  the server asks to wait 0:0?9:5\d$", capfd.readouterr().err, re.MULTILINE)
+
+
 def test_what_fails_at_every_try_is_left_for_another_run(make_config: Callable[..., DataConfig], sources: Any) -> None:
     teacher, broken = puzzle_teacher(), [True]
 

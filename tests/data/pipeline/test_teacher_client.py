@@ -6,14 +6,16 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from lace.data.pipeline.config import Endpoint
+from lace.data.pipeline.budget import Budget, BudgetSpent
+from lace.data.pipeline.config import BudgetConfig, Endpoint
 from lace.data.pipeline.item import Rejection
 from lace.data.pipeline.replies import Steps
-from lace.data.pipeline.teacher import CallFailed, Completion, Teacher
+from lace.data.pipeline.teacher import LONGEST_RETRY_AFTER, REFUSALS_PER_TRY, CallFailed, Completion, Teacher
 from teachers.faults import TRANSPORT, spoil
 from teachers.server import Answer, Request, Script, Server
 
@@ -26,7 +28,7 @@ def call(script: Script, count: int = 1, concurrency: int = 8, **settings: Any) 
 
     async def work(url: str) -> tuple[list[Any], Teacher]:
         endpoint = {"base_url": url, "model": "m", "retry_seconds": 0.01, "timeout_seconds": 5.0, **settings}
-        teacher = Teacher(Endpoint(**endpoint), concurrency)
+        teacher = Teacher(Endpoint(**endpoint), concurrency, Budget(BudgetConfig()))
         calls = (teacher.complete(MESSAGES, seed=n, kind=Steps, key=f"call {n}") for n in range(count))
         results = await asyncio.gather(*calls, return_exceptions=True)
         await teacher.close()
@@ -156,7 +158,7 @@ def test_a_server_that_is_down_ends_the_run() -> None:
 def test_a_key_is_asked_for_unless_the_server_is_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match=r"no key for https://example.org/v1: set the environment variable OPENAI"):
-        Teacher(Endpoint(base_url="https://example.org/v1", model="m"), 1)
+        Teacher(Endpoint(base_url="https://example.org/v1", model="m"), 1, Budget(BudgetConfig()))
 
 
 def test_a_proxy_that_the_environment_names_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def test_a_proxy_that_the_environment_names_is_asked(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("no_proxy", "")
 
         async def work() -> Completion:
-            teacher = Teacher(Endpoint(base_url="http://teacher.invalid/v1", model="m"), 1)
+            teacher = Teacher(Endpoint(base_url="http://teacher.invalid/v1", model="m"), 1, Budget(BudgetConfig()))
             completion = await teacher.complete(MESSAGES, seed=0, kind=Steps, key="call 0")
             await teacher.close()
             return completion
@@ -222,3 +224,62 @@ def test_half_a_character_is_no_text() -> None:
     body = completion_body(model=["m"]).replace(b'"x"', b'"a \\ud83d b"')
     (completion,), _, _ = call(lambda request: Answer(None, body=body))
     assert (completion.text, completion.model) == ("a ? b", "m")
+
+
+@pytest.mark.parametrize(("status", "retry_after"), [(429, "0"), (503, "0"), (503, "0.001")])
+def test_a_server_that_says_come_at_once_is_backed_off_from(status: int, retry_after: str) -> None:
+    arrivals: list[float] = []
+
+    def script(request: Request) -> Answer:
+        arrivals.append(time.monotonic())
+        return Answer("no", status=status, headers={"Retry-After": retry_after})
+
+    (error,), _, _ = call(script, tries=4, retry_seconds=0.2)
+    assert isinstance(error, CallFailed)
+    gaps = [after - before for before, after in pairwise(arrivals)]
+    assert [gap > least for gap, least in zip(gaps, (0.09, 0.19, 0.39), strict=True)] == [True] * 3
+
+
+def test_a_storm_of_429s_has_an_end() -> None:
+    (error,), _, server = call(lambda request: spoil("429", GOOD, retry_after=0.001), tries=2)
+    assert isinstance(error, CallFailed)
+    assert server.requests == {"call 0": 2 * REFUSALS_PER_TRY}
+
+
+def test_nobody_waits_for_longer_than_the_minutes_of_the_budget() -> None:
+    """Whatever the server asks for; and who watches is told."""
+    told: list[float] = []
+
+    async def work(url: str) -> None:
+        budget = Budget(BudgetConfig(minutes=0.02))
+        teacher = Teacher(Endpoint(base_url=url, model="m"), 1, budget, told.append)
+        try:
+            await teacher.complete(MESSAGES, seed=0, kind=Steps, key="call 0")
+        finally:
+            await teacher.close()
+
+    with Server(lambda request: spoil("429", GOOD, retry_after=36_000)) as server:
+        with pytest.raises(BudgetSpent, match=r"budget.minutes = 0.02 is spent"):
+            asyncio.run(work(server.url))
+        assert server.requests == {"call 0": 1}
+    assert LONGEST_RETRY_AFTER - 1 < told[0] <= LONGEST_RETRY_AFTER + 1
+
+
+def test_no_call_that_failed_is_tried_again_once_the_budget_is_spent() -> None:
+    budget = Budget(BudgetConfig(tokens=10))
+
+    def script(request: Request) -> Answer:
+        budget.add(10, 0.0)  # as another call would
+        return spoil("500", GOOD)
+
+    async def work(url: str) -> None:
+        teacher = Teacher(Endpoint(base_url=url, model="m", retry_seconds=0.01), 1, budget)
+        try:
+            await teacher.complete(MESSAGES, seed=0, kind=Steps, key="call 0")
+        finally:
+            await teacher.close()
+
+    with Server(script) as server:
+        with pytest.raises(BudgetSpent, match=r"budget.tokens = 10 is spent"):
+            asyncio.run(work(server.url))
+        assert server.requests == {"call 0": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class Budget:
 
     def check(self) -> None:
         """Raises BudgetSpent, one line, if a limit is reached."""
-        minutes = (time.monotonic() - self.started) / 60
+        minutes = self._seconds() / 60
         for name, used, limit in (
             ("tokens", self.tokens, self.limits.tokens),
             ("money", self.money, self.limits.money),
@@ -35,3 +36,10 @@ class Budget:
         ):
             if limit and used >= limit:
                 raise BudgetSpent(f"budget.{name} = {limit:g} is spent; raise it and run again to go on")
+
+    def seconds_left(self) -> float:
+        """Of the minutes; infinite without a limit."""
+        return self.limits.minutes * 60 - self._seconds() if self.limits.minutes else math.inf
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started

@@ -54,7 +54,7 @@ class RunConfig(_Section):
 
 
 class BudgetConfig(_Section):
-    """Where a run stops by itself; 0 for no limit. Calls in flight are still finished."""
+    """Where a run stops by itself; 0 for no limit. Calls in flight are still finished, but not tried again."""
 
     tokens: NonNegativeInt = 0
     """Of prompts and completions, over all runs with this folder."""
@@ -78,9 +78,10 @@ class Endpoint(_Section):
     timeout_seconds: PositiveFloat = 300.0
     """Of one try of a call."""
     tries: PositiveInt = 8
-    """Of one call that fails in passing; a 429 that says when to come back does not count."""
+    """Of one call that fails in passing; of the 429s that say when to come back, every twentieth counts."""
     retry_seconds: PositiveFloat = 1.0
-    """Longest wait before the second try; it doubles with each further one, up to a minute."""
+    """Longest wait before the second try, drawn from its upper half; it doubles with each further one, up to a minute.
+    A server that says when to come back is not asked before, nor left alone for more than ten minutes."""
     structured: bool = True
     """Whether to ask for JSON by schema; where the server refuses that, the run goes on without."""
     price_prompt: NonNegativeFloat = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from datetime import timedelta
@@ -27,7 +28,7 @@ class StageProgress:
     def __init__(self, stage: str, total: int, done: int = 0, console: Console | None = None) -> None:
         self.stage, self.total, self.before, self.done = stage, total, done, done
         self.rejected = self.calls = self.tokens = 0
-        self.money = 0.0
+        self.money = self.waits_until = 0.0
         self.console = console or Console(stderr=True)
         self.drawn = self.console.is_terminal
         columns = (TextColumn(f"{stage:10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
@@ -58,10 +59,17 @@ class StageProgress:
         self.calls, self.tokens, self.money = calls, tokens, money
         self._tell()
 
+    def waiting(self, seconds: float) -> None:
+        """Says that the server lets no call in for so long."""
+        self.waits_until = time.monotonic() + seconds
+        self._tell()
+
     def line(self) -> str:
-        """Throughput, cost, and time left."""
+        """Whether it waits, throughput, cost, and time left."""
         seconds = max(1e-9, time.monotonic() - self.started)
         parts = [f"{self.rejected} rejected"] if self.rejected else []
+        if (wait := self.waits_until - time.monotonic()) > 0:
+            parts.append(f"the server asks to wait {timedelta(seconds=math.ceil(wait))}")
         if self.calls:
             parts += [f"{self.calls / seconds:.1f} calls/s", f"{self.tokens:,} tokens"]
         if self.money:

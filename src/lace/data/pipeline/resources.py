@@ -37,6 +37,7 @@ async def open_resources(
     helpers: Helpers,
     concurrency: int,
     called: Callable[[int, int, float], None],
+    waiting: Callable[[float], None] = lambda seconds: None,
 ) -> AsyncIterator[Resources]:
     """What a stage may use, for as long as it runs; the log of calls is closed with it.
 
@@ -48,8 +49,8 @@ async def open_resources(
     if config.solutions.encoder is not None and helpers.embed is None:
         raise ValueError("solutions.encoder: this executor has no sentence encoder; leave it out")
     verifiers = VerifierPool(_verifiers(config), config.verify.processes, config.verify.seconds)
-    base = Teacher(config.base, concurrency) if isinstance(config.base, Endpoint) else None
-    teacher = Teacher(config.teacher, concurrency)
+    base = Teacher(config.base, concurrency, budget, waiting) if isinstance(config.base, Endpoint) else None
+    teacher = Teacher(config.teacher, concurrency, budget, waiting)
     try:
         yield Resources(
             config=config,

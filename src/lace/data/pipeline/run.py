@@ -159,7 +159,7 @@ def _run_stage(
 
             left = run_ray(config, stage, pending, write, budget, progress.called)
         else:
-            left = asyncio.run(_run_here(config, stage, pending, write, budget, tokenizer, helpers, progress.called))
+            left = asyncio.run(_run_here(config, stage, pending, write, budget, tokenizer, helpers, progress))
     log.close()
     return left
 
@@ -172,9 +172,11 @@ async def _run_here(
     budget: Budget,
     tokenizer: PreTrainedTokenizerBase,
     helpers: Helpers,
-    called: Callable[[int, int, float], None],
+    progress: StageProgress,
 ) -> Leftovers:
-    calls = KeyedLog(calls_path(config, stage.name))
-    workers = config.run.concurrency
-    async with open_resources(config, stage.name, calls, budget, tokenizer, helpers, workers, called) as resources:
+    calls, workers = KeyedLog(calls_path(config, stage.name)), config.run.concurrency
+    opened = open_resources(
+        config, stage.name, calls, budget, tokenizer, helpers, workers, progress.called, progress.waiting
+    )
+    async with opened as resources:
         return await run_local(stage, pending, resources, write, workers)

@@ -1,7 +1,9 @@
 """A model behind an OpenAI-compatible server: bounded concurrency, retries, and what its answers cost.
 
 What may pass is tried again: time-outs, cut connections, 408, 409, 429, 5xx, and replies that are no completion. Waits
-double and are drawn at random; a server that says when to come back (Retry-After) is not asked by anybody before.
+double and are drawn at random; a server that says when to come back (Retry-After) is not asked by anybody before, but
+neither sooner than it would be without, nor left alone for longer than `LONGEST_RETRY_AFTER`. No try is made, and no
+wait goes on, once the budget is spent.
 
 Calls go over plain HTTP: at 64 in flight a client library that models every field of the protocol takes more processor
 time than all the rest of the pipeline.
@@ -15,6 +17,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,6 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
+from lace.data.pipeline.budget import Budget
 from lace.data.pipeline.config import Endpoint
 from lace.data.pipeline.item import Rejection
 from lace.data.pipeline.replies import Reply, schema_of
@@ -33,6 +37,12 @@ PASSING = (408, 409, 425, 429)
 """Client errors that a later try may not meet; besides all from 500 on."""
 LONGEST_WAIT = 60.0
 """Seconds between two tries, where the server does not say."""
+LONGEST_RETRY_AFTER = 600.0
+"""Seconds between two tries, where it does."""
+REFUSALS_PER_TRY = 20
+"""429s that say when to come back, as a busy server's do, that count as one failed try."""
+TELL_EVERY = 5.0
+"""Seconds of a wait between two times that it is told."""
 FAILURES_IN_A_ROW = 20
 """Calls without any that succeeded between them, from which on the server is taken to be down."""
 _NUMBER = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
@@ -73,16 +83,24 @@ class Teacher:
     Args:
         endpoint: which, and how.
         concurrency: calls in flight at most.
+        budget: of the run; before every try it is asked whether there is any left.
+        waiting: told, while the server lets nobody in, for how many more seconds.
 
     Raises:
         ValueError: one line, if the environment has no key and the server is not on this machine.
     """
 
-    def __init__(self, endpoint: Endpoint, concurrency: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        concurrency: int,
+        budget: Budget,
+        waiting: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         key = os.environ.get(endpoint.api_key_env)
         if not key and not any(host in endpoint.base_url for host in ("//127.0.0.1", "//localhost", "//[::1]")):
             raise ValueError(f"no key for {endpoint.base_url}: set the environment variable {endpoint.api_key_env}")
-        self.endpoint = endpoint
+        self.endpoint, self._budget, self._waiting = endpoint, budget, waiting
         self._url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {key or 'none'}"},
@@ -110,13 +128,14 @@ class Teacher:
 
         Raises:
             CallFailed: every try failed.
+            BudgetSpent: before a try.
             Rejection: the server refuses this very request.
             ValueError: one line, if the server refuses all of them: a wrong key, an unknown model, or it is down.
         """
         async with self._slots:
-            failed, schema = 0, kind
+            failed, refused, schema, moment = 0, 0, kind, 0.0
             while True:
-                await self._wait_until_open()
+                await self._wait_until(moment)
                 if not self.structured:
                     schema = None
                 try:
@@ -127,16 +146,18 @@ class Teacher:
                         schema = None  # it may refuse the schema alone; there is no one way to say so
                         continue
                     self._raise_if_final(error)
-                    if seconds is not None:
-                        self._closed_until = max(self._closed_until, time.monotonic() + seconds)
-                    if seconds is None or status != 429:
+                    if status == 429 and seconds:
+                        refused += 1
+                    if status != 429 or not seconds or refused % REFUSALS_PER_TRY == 0:
                         failed += 1
                     if failed >= self.endpoint.tries:
                         self._count_failure(error)
                         raise CallFailed(f"{self.endpoint.base_url}: {_one_line(error)}") from None
-                    if seconds is None:
-                        longest = min(LONGEST_WAIT, self.endpoint.retry_seconds * 2 ** (failed - 1))
-                        await asyncio.sleep(random.uniform(0, longest))
+                    longest = min(LONGEST_WAIT, self.endpoint.retry_seconds * 2 ** max(0, failed - 1))
+                    moment = time.monotonic() + random.uniform(longest / 2, longest)
+                    if seconds:
+                        closed_until = time.monotonic() + min(seconds, LONGEST_RETRY_AFTER)
+                        self._closed_until = max(self._closed_until, closed_until)
                 else:
                     self._failures = 0
                     if schema is None and kind is not None:
@@ -156,9 +177,18 @@ class Teacher:
             raise _Refused(response.status, _message(body), _seconds(response.headers.get("Retry-After", "")))
         return _read_completion(body, settings.model)
 
-    async def _wait_until_open(self) -> None:
-        while (left := self._closed_until - time.monotonic()) > 0:
-            await asyncio.sleep(left + random.uniform(0, min(1.0, self.endpoint.retry_seconds)))
+    async def _wait_until(self, moment: float) -> None:
+        """Waits for a moment, for the server to let calls in again, and no longer than the budget lasts."""
+        spread = random.uniform(0, min(1.0, self.endpoint.retry_seconds))  # lest all come at once
+        while True:
+            self._budget.check()
+            closed = self._closed_until + spread - time.monotonic()
+            left = max(moment - time.monotonic(), closed)
+            if left <= 0:
+                return
+            if closed > 0:
+                self._waiting(closed)
+            await asyncio.sleep(min(left, self._budget.seconds_left(), TELL_EVERY))
 
     def _raise_if_final(self, error: Exception) -> None:
         status = _status(error)
