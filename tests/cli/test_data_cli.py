@@ -16,7 +16,7 @@ from command import Run
 from lace.data.jsonl import find_files, read_records
 from lace.data.pipeline.config import read_config
 from teachers.puzzles import puzzle_teacher
-from teachers.server import Server
+from teachers.server import Answer, Request, Server
 from tiny import SHAPE
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
@@ -141,6 +141,32 @@ def test_show_puts_the_threads_side_by_side(lace: Callable[..., Run], made: Path
     assert "has no question 'chain_sum-plain-0-99'; there is 'chain_sum-plain-0-" in run.stderr
 
 
+def test_show_passes_nothing_to_the_terminal_but_text(lace: Callable[..., Run], tmp_path: Path, student: Path) -> None:
+    """A teacher's text may hold escape sequences, and a question's id what looks like markup."""
+    teacher = puzzle_teacher(errors=0.0)
+
+    def script(request: Request) -> Answer:
+        answer = teacher(request)
+        reply = json.loads(answer.text or "")
+        if "steps" in reply:
+            reply["steps"][0] += "\x1b]0;title\x07\x1b[2J\u202e"
+        return Answer(json.dumps(reply))
+
+    row = {"id": "q[/b]1", "question": "Calculate 12 + 33 + 45 + 61.", "answer": "151"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    with Server(script) as server:
+        text = config_text(tmp_path / "out", student, server.url)
+        sources = text[text.index("[[questions") : text.index("[student]")]
+        file = f'[[questions.sources]]\nkind = "file"\npath = "{tmp_path / "q.jsonl"}"\nid = "id"\n'
+        (tmp_path / "c.toml").write_text(text.replace(sources, file))
+        assert lace("data", "run", str(tmp_path / "c.toml")).returncode == 0
+    run = lace("data", "show", str(tmp_path / "out"), "q[/b]1")
+    assert run.returncode == 0, run.stderr
+    assert " q[/b]1 " in run.stdout.splitlines()[0]
+    assert "]0;title[2J" in run.stdout.replace("\n", "")
+    assert not set("\x1b\x07\u202e") & set(run.stdout)
+
+
 def test_push_to_a_directory_writes_what_training_reads(
     lace: Callable[..., Run], made: Path, tmp_path: Path, student: Path
 ) -> None:
@@ -179,6 +205,15 @@ def test_the_configs_that_come_along_are_valid(path: Path) -> None:
     [
         ("[lattices]\nvalidaton = 0.1", "unknown key lattices.validaton; the nearest known one is validation"),
         ("[lattices]\nvalidation = 1.5", "lattices.validation: input should be less than or equal to 1, not 1.5"),
+        ("[lattices]\nverifer = 0.1", "unknown key lattices.verifer; the nearest known one is verifier"),
+        (
+            "[base]\nmodel = 'm'\nbase_url = 'http://me:hidden@127.0.0.1/v1'",
+            "base: base_url must not hold a name or password, since the config is written down",
+        ),
+        (
+            "[base]\nmodel = 'm'\nbase_url = 'http://127.0.0.1/v1'\napi_key_env = 'sk-1'",
+            "base: api_key_env must be the name of an environment variable, not a key",
+        ),
         ("[base]\nengine = 3", "base.engine: input should be a valid string, not 3"),
         ("[pass_rate]\nsamples = '8'", "pass_rate.samples: input should be a valid integer, not '8'"),
     ],

@@ -86,13 +86,15 @@ def show(
 
     from lace.cli.data_view import print_item
     from lace.data.pipeline.find import find_item
+    from lace.data.pipeline.text import printable
 
     item, rejection = find_item(folder, identity)
     console = Console(width=None if sys.stdout.isatty() else 160)
     if item is not None:
         print_item(item, console)
     if rejection is not None:
-        console.print(f"rejected by {rejection.stage}: {rejection.reason}; {rejection.detail}", markup=False)
+        told = printable(f"rejected by {rejection.stage}: {rejection.reason}; {rejection.detail}")
+        console.print(told, markup=False)
 
 
 @app.command("export")

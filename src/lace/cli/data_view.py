@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from lace.data.pipeline.item import Item, Path
 from lace.data.pipeline.stats import Stats
+from lace.data.pipeline.text import printable
 
 TAG_STYLES = {"best": "bold green", "success": "green", "fail": "red"}
 
@@ -56,10 +59,11 @@ def _quality(stats: Stats) -> Table:
 
 def print_item(item: Item, console: Console) -> None:
     """The threads of one question side by side; what rests on another thread is marked with an arrow."""
+    item = Item.model_validate(_printable(item.model_dump(exclude={"lattice"})))
     question = item.question
     head = Text(question.text + "\n", style="bold")
     head.append(f"answer: {question.answer}   verifier: {question.verifier}   source: {question.source}", style="dim")
-    console.print(Panel(head, title=question.id))
+    console.print(Panel(head, title=Text(question.id)))
     width = max(30, console.width // max(1, len(item.paths)) - 1)
     threads = [_thread(item, label, path, width) for label, path in zip(item.labels, item.paths, strict=True)]
     console.print(Columns(threads, padding=(0, 0)))
@@ -68,6 +72,15 @@ def print_item(item: Item, console: Console) -> None:
         console.print(
             Text(f"{mark.made}  {mark.stage:10}  {mark.key[:8]} from {mark.parent[:8]:8}  {made}", style="dim")
         )
+
+
+def _printable(values: Any) -> Any:
+    """Nested values whose texts, a teacher's most of them, do nothing to a terminal."""
+    if isinstance(values, dict):
+        return {name: _printable(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_printable(value) for value in values]
+    return printable(values) if isinstance(values, str) else values
 
 
 def _thread(item: Item, label: int, path: Path, width: int) -> Panel:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from lace.cli import bench, data, evaluate, graft, info, observe, plot, serve, solve, train, view
+from lace.data.pipeline.text import printable
 
 app = typer.Typer(
     name="lace",
@@ -35,7 +36,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        line = " ".join(str(error).split())
+        line = " ".join(printable(str(error)).split())  # it may quote a server or a file
         typer.echo(f"lace: error: {line}", err=True)
         sys.exit(2)
 
