@@ -145,6 +145,19 @@ def test_the_key_is_written_nowhere(
         assert not path.is_file() or b"sk-very-secret" not in path.read_bytes()
 
 
+def test_calls_with_other_fields_are_other_calls(make_config: Callable[..., DataConfig], sources: Any) -> None:
+    """And the log tells which."""
+    with Server(puzzle_teacher()) as server:
+        for teacher in ({}, {"extra": {"top_k": 3}, "omit": ["seed"]}, {"extra": {"top_k": 4}, "omit": ["seed"]}):
+            config = make_config(server.url, questions=sources, teacher=teacher)
+            run_pipeline(config)
+        assert set(server.requests.values()) == {1}
+    lines = list(read_lines(config.run.out / "calls" / "solutions.jsonl"))
+    assert lines[0]["sampling"].keys() == {"temperature", "top_p", "max_tokens", "seed"}
+    assert lines[-1]["sampling"] == {"temperature": 0.8, "top_p": 1.0, "max_tokens": 4096, "top_k": 4}
+    assert len(list((config.run.out / "stages").glob("2-solutions-*"))) == 3
+
+
 def test_a_budget_stops_a_run_which_then_goes_on(make_config: Callable[..., DataConfig], sources: Any) -> None:
     prices = {"price_prompt": 1000.0, "price_completion": 1000.0}
     with Server(puzzle_teacher()) as server:

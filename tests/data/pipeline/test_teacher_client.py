@@ -283,3 +283,37 @@ def test_no_call_that_failed_is_tried_again_once_the_budget_is_spent() -> None:
         with pytest.raises(BudgetSpent, match=r"budget.tokens = 10 is spent"):
             asyncio.run(work(server.url))
         assert server.requests == {"call 0": 1}
+
+
+def test_fields_are_added_and_left_out() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def script(request: Request) -> Answer:
+        seen.append(request.body)
+        return GOOD
+
+    extra = {"max_completion_tokens": 7, "chat_template_kwargs": {"enable_thinking": False}}
+    call(script, omit=("max_tokens", "temperature", "seed"), extra=extra)
+    assert set(seen[0]) == {"model", "messages", "top_p", "response_format", *extra}
+    assert seen[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_message_may_come_in_parts() -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = json.dumps({"choices": [{"message": {"content": parts}}]}).encode()
+    (completion,), _, _ = call(lambda request: Answer(None, body=body))
+    assert completion.text == "ab"
+
+
+def test_the_key_is_in_nothing_that_is_told_or_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    for status, kind in ((400, Rejection), (401, ValueError), (500, CallFailed)):
+        (error,), _, _ = call(
+            lambda request, status=status: Answer("no, \x1b[2J" + request.headers["authorization"], status=status),
+            api_key_env="MY_KEY",
+            tries=1,
+        )
+        assert isinstance(error, kind)
+        assert "no, [2JBearer [key]" in str(error)
+    (completion,), _, _ = call(lambda request: Answer(request.headers["authorization"]), api_key_env="MY_KEY")
+    assert completion.text == "Bearer [key]"

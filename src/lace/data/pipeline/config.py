@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -23,6 +25,7 @@ from pydantic import model_validator as validator
 
 from lace.config_file import UNKNOWN_KEY, first_problem, read_toml, tell
 
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
 Share = Annotated[float, Field(ge=0, le=1)]
 TopShare = Annotated[float, Field(gt=0, le=1)]
 
@@ -88,6 +91,26 @@ class Endpoint(_Section):
     """Of a million tokens."""
     price_completion: NonNegativeFloat = 0.0
     """Of a million tokens."""
+    extra: dict[str, Any] = {}
+    """More fields of every request, such as max_completion_tokens or chat_template_kwargs."""
+    omit: tuple[Literal["temperature", "top_p", "max_tokens", "seed"], ...] = ()
+    """Fields that are left out of every request, for servers that refuse them."""
+
+    @validator(mode="after")
+    def _no_secrets(self) -> Self:
+        url = urlsplit(self.base_url)
+        if url.username or url.password:
+            raise ValueError("base_url must not hold a name or password, since the config is written down")
+        if not _VARIABLE.fullmatch(self.api_key_env):
+            raise ValueError("api_key_env must be the name of an environment variable, not a key")
+        if reserved := sorted(self.extra.keys() & {"model", "messages", "stream", "response_format"}):
+            raise ValueError(f"extra must not hold {reserved[0]}")
+        return self
+
+    def sampling(self, seed: int) -> dict[str, Any]:
+        """The fields of a request that say how its completion is sampled."""
+        fields = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens, "seed": seed}
+        return {name: value for name, value in fields.items() if name not in self.omit} | self.extra
 
 
 class Engine(_Section):
@@ -319,12 +342,11 @@ def _told(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"] if part not in classes)
     if problem["type"] in UNKNOWN_KEY:
         name = str(problem["loc"][-1])
-        nearest = get_close_matches(name, sorted(_names(DataConfig)), n=1, cutoff=0.0)[0]
+        nearest = get_close_matches(name, sorted(_names(_Section)), n=1, cutoff=0.0)[0]
         return f"unknown key {key}; the nearest known one is {nearest}"
     return tell(problem, key)
 
 
 def _names(section: type[BaseModel]) -> set[str]:
-    """All names of keys, of all sections."""
-    sections: list[type[BaseModel]] = [section, *_Section.__subclasses__()]
-    return {name for each in sections for name in each.model_fields}
+    """All names of keys, of a kind of section and those derived from it."""
+    return set(section.model_fields).union(*(_names(each) for each in section.__subclasses__()))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -143,31 +143,32 @@ class Context:
         text = read_prompt(prompt, self.config.run.prompts)
         messages, endpoint = text.fill(values), teacher.endpoint
         seed = int(content_hash(self.config.run.seed, item.question.id, text.name, turn)[:7], 16)
-        sampling = [endpoint.temperature, endpoint.top_p, endpoint.max_tokens, seed]
+        sampling: list[Any] = [endpoint.temperature, endpoint.top_p, endpoint.max_tokens, seed]
+        sampling += [endpoint.omit, endpoint.extra] if endpoint.omit or endpoint.extra else []
         key = content_hash(shared.stage, text.version, messages, endpoint.model, sampling)
         self.models[endpoint.model] = self.prompts[text.version] = self.seeds[seed] = None
         line = shared.calls.find(key)
         if line is None:
             started = time.perf_counter()
             completion = await teacher.complete(messages, seed=seed, kind=kind, key=key)
-            line = self._line(teacher, completion, text.version, sampling, time.perf_counter() - started)
+            line = self._line(teacher, completion, text.version, seed, time.perf_counter() - started)
             shared.calls.append(key, line)
             shared.count(completion.prompt_tokens + completion.completion_tokens, teacher.price(completion))
         if line["refusal"] or line["finish_reason"] == "content_filter":
             raise Rejection("refusal", str(line["refusal"])[:200])
         if kind is not None and line["finish_reason"] == "length":
-            raise Rejection("truncated", f"the reply has reached max_tokens = {endpoint.max_tokens}")
+            raise Rejection("truncated", "the reply has reached the limit of its tokens (max_tokens)")
         return str(line["text"])
 
     def _line(
-        self, teacher: Teacher, completion: Completion, prompt: str, sampling: list[float], seconds: float
+        self, teacher: Teacher, completion: Completion, prompt: str, seed: int, seconds: float
     ) -> dict[str, object]:
         return {
             "item": self.key,
             "prompt": prompt,
             "model": teacher.endpoint.model,
             "served_model": completion.model,
-            "sampling": dict(zip(("temperature", "top_p", "max_tokens", "seed"), sampling, strict=True)),
+            "sampling": teacher.endpoint.sampling(seed),
             "text": completion.text,
             "refusal": completion.refusal,
             "finish_reason": completion.finish_reason,

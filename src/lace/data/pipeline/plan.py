@@ -115,7 +115,9 @@ def _value(config: DataConfig, key: str) -> Any:
         value = getattr(value, name)
     if key in ("teacher", "base"):  # where it is asked, how often and for how long changes nothing
         schema = {"structured": value.structured} if isinstance(value, Endpoint) else {}
-        return schema | {name: v for name, v in value.model_dump(mode="json").items() if name in _MODEL_KEYS}
+        values = value.model_dump(mode="json")
+        more = {name: values[name] for name in ("omit", "extra") if values.get(name)}
+        return schema | more | {name: v for name, v in values.items() if name in _MODEL_KEYS}
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 

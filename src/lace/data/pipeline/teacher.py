@@ -31,7 +31,7 @@ from lace.data.pipeline.budget import Budget
 from lace.data.pipeline.config import Endpoint
 from lace.data.pipeline.item import Rejection
 from lace.data.pipeline.replies import Reply, schema_of
-from lace.data.pipeline.text import well_formed
+from lace.data.pipeline.text import printable, well_formed
 
 PASSING = (408, 409, 425, 429)
 """Client errors that a later try may not meet; besides all from 500 on."""
@@ -45,6 +45,8 @@ TELL_EVERY = 5.0
 """Seconds of a wait between two times that it is told."""
 FAILURES_IN_A_ROW = 20
 """Calls without any that succeeded between them, from which on the server is taken to be down."""
+SHORTEST_SECRET = 12
+"""Characters of a key; what is shorter is a placeholder such as EMPTY, which a text may well hold."""
 _NUMBER = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
 
 
@@ -101,6 +103,7 @@ class Teacher:
         if not key and not any(host in endpoint.base_url for host in ("//127.0.0.1", "//localhost", "//[::1]")):
             raise ValueError(f"no key for {endpoint.base_url}: set the environment variable {endpoint.api_key_env}")
         self.endpoint, self._budget, self._waiting = endpoint, budget, waiting
+        self._secret = key if key and len(key) >= SHORTEST_SECRET else None
         self._url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {key or 'none'}"},
@@ -152,7 +155,7 @@ class Teacher:
                         failed += 1
                     if failed >= self.endpoint.tries:
                         self._count_failure(error)
-                        raise CallFailed(f"{self.endpoint.base_url}: {_one_line(error)}") from None
+                        raise CallFailed(f"{self.endpoint.base_url}: {self._told(error)}") from None
                     longest = min(LONGEST_WAIT, self.endpoint.retry_seconds * 2 ** max(0, failed - 1))
                     moment = time.monotonic() + random.uniform(longest / 2, longest)
                     if seconds:
@@ -165,17 +168,15 @@ class Teacher:
                     return completion
 
     async def _try(self, messages: list[dict[str, str]], seed: int, kind: type[Reply] | None, key: str) -> Completion:
-        settings = self.endpoint
-        request: Any = {"model": settings.model, "messages": messages, "seed": seed, "max_tokens": settings.max_tokens}
-        request |= {"temperature": settings.temperature, "top_p": settings.top_p}
+        request: Any = {"model": self.endpoint.model, "messages": messages, **self.endpoint.sampling(seed)}
         if kind is not None:
             request["response_format"] = schema_of(kind)
         self.tries += 1
         async with self._session.post(self._url, json=request, headers={"Idempotency-Key": key}) as response:
-            body = await response.read()
+            body = self._masked(await response.read())
         if response.status != 200:
             raise _Refused(response.status, _message(body), _seconds(response.headers.get("Retry-After", "")))
-        return _read_completion(body, settings.model)
+        return _read_completion(body, self.endpoint.model)
 
     async def _wait_until(self, moment: float) -> None:
         """Waits for a moment, for the server to let calls in again, and no longer than the budget lasts."""
@@ -196,17 +197,26 @@ class Teacher:
             return
         if status in (401, 403, 404):
             hint = f"; check model = {self.endpoint.model!r} and the key in {self.endpoint.api_key_env}"
-            raise ValueError(f"{self.endpoint.base_url} refuses all calls: {_one_line(error)}{hint}") from None
+            raise ValueError(f"{self.endpoint.base_url} refuses all calls: {self._told(error)}{hint}") from None
         self._count_failure(error)
-        raise Rejection("request refused", _one_line(error)) from None
+        raise Rejection("request refused", self._told(error)) from None
 
     def _count_failure(self, error: Exception) -> None:
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise ValueError(
-                f"{self.endpoint.base_url}: {self._failures} calls in a row failed, the last with: {_one_line(error)}; "
-                "run again to go on"
+                f"{self.endpoint.base_url}: {self._failures} calls in a row failed, the last with: "
+                f"{self._told(error)}; run again to go on"
             ) from None
+
+    def _told(self, error: Exception) -> str:
+        """An error in one line, for logs and terminals."""
+        text = " ".join(printable(str(error)).split()) or type(error).__name__
+        return self._masked(text.encode(errors="replace")).decode()[:300]
+
+    def _masked(self, text: bytes) -> bytes:
+        """What a server says, without the key, which an error may quote."""
+        return text.replace(self._secret.encode(), b"[key]") if self._secret else text
 
     def price(self, completion: Completion) -> float:
         """What a completion costs."""
@@ -230,6 +240,8 @@ def _read_completion(body: bytes, model: str) -> Completion:
         choice = answer["choices"][0]
         message, usage = choice["message"], answer.get("usage") or {}
         text = message.get("content") or ""
+        if isinstance(text, list):  # parts, of which some may be thoughts
+            text = "".join(part["text"] for part in text if part["type"] == "text")
         if not isinstance(text, str):
             raise TypeError
         return Completion(
@@ -280,8 +292,3 @@ def _seconds(text: str) -> float | None:
     except (ValueError, OverflowError):  # no date, or one with a number that no computer can hold
         return None
     return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300]
