@@ -339,6 +339,9 @@ def test_a_text_cannot_smuggle_in_tokens_with_a_meaning(decide: Callable[..., It
         '<think>{"steps": ["no"]}</think> {"steps": ["a"], "more": 1}',
         'With {x} in mind: {"steps": ["a"]}',
         '{"other": 1} {"steps": ["a"]}',
+        'First {"steps": ["draft"]}, or better {"steps": ["a"]}, {"as": "asked"}',
+        'I try {"steps": ["draft"]} first.</think>{"steps": ["a"]}',
+        '{"steps": ["a"]} <think> or {"steps": ["no"',
     ],
 )
 def test_tolerant_reading(text: str) -> None:
@@ -347,6 +350,20 @@ def test_tolerant_reading(text: str) -> None:
 
 def test_latex_in_a_reply() -> None:
     assert read_reply(r'{"steps": ["\sqrt{2} \cdot x", "a\nb"]}', Steps).steps == [r"\sqrt{2} \cdot x", "a\nb"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (r"\frac{1}{2} \times \beta \neq \rho", r"\frac{1}{2} \times \beta \neq \rho"),
+        (r"\\(\\frac12\\) and \(\frac12\)", r"\(\frac12\) and \(\frac12\)"),
+        (r"\underline{x} \u00e9", r"\underline{x} é"),
+        (r"\text{if} \textbf{x} \theta", r"\text{if} \textbf{x} \theta"),
+        (r"a\nnext, not\nnegative\tthen\r\n\"b\" \/", 'a\nnext, not\nnegative\tthen\r\n"b" /'),
+    ],
+)
+def test_latex_is_not_taken_for_control_characters(written: str, meant: str) -> None:
+    assert read_reply(f'{{"steps": ["{written}"]}}', Steps).steps == [meant]
 
 
 @pytest.mark.parametrize(
@@ -359,6 +376,9 @@ def test_latex_in_a_reply() -> None:
         ('{"threads": [{"thread": 1, "comparison": "x", "tag": "best"}, {"thr', "truncated"),
         ("Six.", "malformed"),
         ('{"steps": "a"}', "malformed"),
+        ("{'steps': ['a']}", "malformed"),
+        ('{"steps": ["a"],}', "malformed"),
+        ('<think>{"steps": ["draft"]}', "truncated"),
         ("{" * 100_000, "truncated"),
         ('{"a":' * 100_000, "truncated"),
     ],

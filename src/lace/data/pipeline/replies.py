@@ -70,58 +70,73 @@ class Judgement(Reply):
     threads: list[Verdict]
 
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_BAD_ESCAPE = re.compile(r'\\(?!["\\/bfnrtu])')
+_LATEX_N = r"(?:neq|nabla|neg|not|notin|nleq|ngeq|nsubseteq|newline|nonumber)(?![A-Za-z])"
+_LATEX_T = r"(?:times|theta|tau|tan|tanh|text|text[a-z]{2}|to|top|tfrac|tilde|triangle|therefore|tag)(?![A-Za-z])"
+_ESCAPE = re.compile(
+    rf'\\(?:["\\/]|u[0-9a-fA-F]{{4}}|[bfr](?![A-Za-z])|(?!{_LATEX_N})n|(?!{_LATEX_T})t)'  # JSON means these
+    r"|\\"  # and here LaTeX stands unescaped
+)
 _SORRY = re.compile(r"\W*(i.?m sorry|i am sorry|sorry|i can(?:no|.)t|i am unable|as an ai)\b", re.IGNORECASE)
 
 
 def read_reply(text: str, kind: type[R]) -> R:
-    """The first JSON object of a text that is of the kind, whatever stands around it.
+    """The last JSON object of a text that is of the kind, whatever stands around it: drafts come first, and thoughts
+    do not count.
 
     Raises:
         Rejection: with the reason `empty`, `refusal`, `truncated` or `malformed`.
     """
-    text = _THOUGHT.sub("", text).strip()
+    text, thinks, _ = text.rpartition("</think>")[2].partition("<think>")  # the first mark may be in the prompt
+    text = text.strip()
+    if not text and thinks:
+        raise Rejection("truncated", "the reply ends before its thoughts do")
     if not text:
         raise Rejection("empty", "the reply has no text")
     objects = list(_objects(text))
     problem = ""
-    for values in objects:
+    for values in reversed(objects):
         try:
             return kind.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
             problem = problem or f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    if objects and text.rstrip("`\n ").endswith("}"):
+    whole = text.rstrip("`\n ").endswith("}")
+    if objects and whole:
         raise Rejection("malformed", problem)
     if _SORRY.match(text):
         raise Rejection("refusal", text[:200])
-    if "{" in text:
+    if "{" in text and not whole:
         raise Rejection("truncated", f"no whole JSON object in {text[-200:]!r}")
-    raise Rejection("malformed", f"no JSON object in {text[:200]!r}")
+    raise Rejection("malformed", f"no JSON object can be read in {text[:200]!r}")
 
 
 def _objects(text: str) -> list[Any]:
-    """The outermost JSON objects of a text; a backslash that begins no escape, as of LaTeX, is taken as itself.
+    """The outermost JSON objects of a text.
 
     After so many braces that begin no object, or one nested too deep, the rest is not looked at.
     """
-    decoder = json.JSONDecoder(strict=False)
-    for candidate in (text, _BAD_ESCAPE.sub(r"\\\\", text)):
-        found, place, failures = [], candidate.find("{"), 0
-        while place >= 0 and failures < MOST_FAILURES:
-            try:
-                values, end = decoder.raw_decode(candidate, place)
-            except RecursionError:
-                break
-            except ValueError:
-                end, failures = place + 1, failures + 1
-            else:
-                found.append(values)
-            place = candidate.find("{", end)
-        if found:
-            return found
-    return []
+    decoder, text = json.JSONDecoder(strict=False), _with_latex(text)
+    found, place, failures = [], text.find("{"), 0
+    while place >= 0 and failures < MOST_FAILURES:
+        try:
+            values, end = decoder.raw_decode(text, place)
+        except RecursionError:
+            break
+        except ValueError:
+            end, failures = place + 1, failures + 1
+        else:
+            found.append(values)
+        place = text.find("{", end)
+    return found
+
+
+def _with_latex(text: str) -> str:
+    r"""The text with the backslashes of LaTeX escaped, where a model forgot to: those that begin no escape, and those of
+    `\frac`, `\times` and the like, which JSON would read as a form feed or a tab before some letters.
+
+    Commands that are taken for a new line and a word, as `\nu`, are left: a line may begin so.
+    """
+    return _ESCAPE.sub(lambda found: found[0] if len(found[0]) > 1 else r"\\", text)
 
 
 @cache
