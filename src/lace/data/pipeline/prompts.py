@@ -30,11 +30,7 @@ class Prompt:
     request: str
 
     def fill(self, values: dict[str, str]) -> list[dict[str, str]]:
-        """The messages. Values are put in as they are; what looks like a place within them stays.
-
-        Raises:
-            KeyError: if a value is missing.
-        """
+        """The messages. Values are put in as they are; what looks like a place within them stays."""
         request = _PLACE.sub(lambda place: values[place[1]], self.request)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": request}]
 
@@ -44,14 +40,32 @@ def read_prompt(name: str, folder: Path | None = None) -> Prompt:
     """The prompt of that name: from the folder if it is there, else the package's.
 
     Raises:
-        ValueError: one line, for a file that is no prompt.
+        ValueError: one line, if there is no such folder, or for a file that is no prompt.
     """
-    own = folder / f"{name}.txt" if folder else None
-    if own is not None and own.is_file():
-        text, where = own.read_text(encoding="utf-8"), str(own)
-    else:
-        text = (files("lace.data") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-        where = f"the prompt {name}"
+    shipped = _parse((files("lace.data") / "prompts" / f"{name}.txt").read_bytes(), name, f"the prompt {name}")
+    if folder is None:
+        return shipped
+    if not folder.is_dir():
+        raise ValueError(f"run.prompts: {folder} is no folder")
+    own = folder / f"{name}.txt"
+    if not own.is_file():
+        return shipped
+    prompt = _parse(own.read_bytes(), name, str(own))
+    places = set(_PLACE.findall(shipped.request))
+    if unknown := sorted(set(_PLACE.findall(prompt.request)) - places):
+        known = ", ".join(f"{{{{{place}}}}}" for place in sorted(places))
+        raise ValueError(f"{own} has the place {{{{{unknown[0]}}}}}, for which there is no value; there are {known}")
+    if found := _PLACE.search(prompt.system):
+        raise ValueError(f"{own}: values are put in behind the line '---' alone, and not for {found[0]}")
+    return prompt
+
+
+def _parse(data: bytes, name: str, where: str) -> Prompt:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is no UTF-8: {error}") from None
+    text = text.replace("\r\n", "\n")
     first, _, rest = text.partition("\n")
     system, line, request = rest.partition("\n---\n")
     found = _FIRST_LINE.fullmatch(first.strip())
