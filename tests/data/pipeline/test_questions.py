@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,11 @@ def test_reasoning_gym_and_champ() -> None:
         ({"kind": "reasoning-gym", "task": "no_such", "size": 1}, "reasoning-gym cannot make the task 'no_such'"),
         ({"kind": "file", "path": "q.jsonl"}, "q.jsonl has no column 'question'; its columns are problem, result, key"),
         ({"kind": "file", "path": "bad.jsonl"}, "bad.jsonl, line 1: no JSON"),
+        ({"kind": "file", "path": "latin.jsonl"}, "latin.jsonl cannot be read: 'utf-8' codec can't decode byte 0xe9"),
+        ({"kind": "file", "path": "latin.csv"}, "latin.csv cannot be read: 'utf-8' codec can't decode byte 0xe9"),
+        ({"kind": "file", "path": "long.csv"}, "long.csv cannot be read: field larger than field limit"),
+        ({"kind": "file", "path": "bad.parquet"}, "bad.parquet cannot be read: Parquet magic bytes not found"),
+        ({"kind": "file", "path": "deep.jsonl"}, r"deep.jsonl, line 1: no JSON \(maximum recursion depth"),
         ({"kind": "file", "path": "q.txt"}, "q.txt is no .jsonl, .csv or .parquet file"),
     ],
 )
@@ -78,6 +84,11 @@ def test_what_is_no_source_is_told_in_one_line(
     Path("q.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     Path("bad.jsonl").write_text("{\n")
     Path("q.txt").write_text("")
+    for name in ("latin.jsonl", "latin.csv"):
+        Path(name).write_bytes('{"question": "é"}\n'.encode("latin-1"))
+    Path("long.csv").write_text("question,answer\n" + "x" * 200_000)
+    Path("bad.parquet").write_bytes(b"nothing of the kind")
+    Path("deep.jsonl").write_text("[" * 100_000)
     config = make_config("http://127.0.0.1:1", questions={"sources": [source]})
     with pytest.raises(ValueError, match=told):
         prepare(config, tmp_path / "stage", lambda read, decided: None)
@@ -166,3 +177,36 @@ def test_a_rejection_names_its_row(tmp_path: Path) -> None:
     (found,) = read_source(FileSource(kind="file", path=tmp_path / "q.jsonl"))
     assert isinstance(found, Rejection)
     assert (found.reason, found.detail) == ("no question", "q.jsonl, row 1")
+
+
+def test_files_of_one_name_are_all_read(tmp_path: Path, make_config: Callable[..., DataConfig]) -> None:
+    """The ids of the first are what they would be alone; so are ids that a file itself gives."""
+    sources: list[dict[str, str]] = []
+    for folder in ("x", "y", "z"):
+        (tmp_path / folder).mkdir()
+        rows = [{"question": f"What is {folder} {n}?", "answer": "1", "key": f"{folder}{n}"} for n in range(2)]
+        rows.append({"question": "", "answer": "1", "key": "none"})
+        path = tmp_path / folder / "train.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources.append({"kind": "file", "path": str(path)})
+    sources[2]["id"] = "key"
+    prepare(
+        make_config("http://127.0.0.1:1", questions={"sources": sources}), tmp_path / "s", lambda read, decided: None
+    )
+    ids = [item.question.id for _, item in read_items(tmp_path / "s" / "outcomes.jsonl")]
+    assert ids[:2] + ids[4:] == ["train-1", "train-2", "z0", "z1"]
+    assert all(re.fullmatch(r"train-[0-9a-f]{6}-[12]", identity) for identity in ids[2:4])
+    lines = list(read_lines(tmp_path / "s" / "outcomes.jsonl"))
+    assert len({line["key"] for line in lines}) == len(lines) == 9
+
+
+def test_rows_that_are_the_same_are_counted(tmp_path: Path, make_config: Callable[..., DataConfig]) -> None:
+    row = json.dumps({"id": "a", "question": "How many?", "answer": "2"}) + "\n"
+    (tmp_path / "q.jsonl").write_text(row * 3)
+    source = {"kind": "file", "path": str(tmp_path / "q.jsonl"), "id": "id"}
+    prepare(
+        make_config("http://127.0.0.1:1", questions={"sources": [source]}), tmp_path / "s", lambda read, decided: None
+    )
+    lines = list(read_lines(tmp_path / "s" / "outcomes.jsonl"))
+    assert [line.get("reason") for line in lines] == [None, "exact duplicate", "exact duplicate"]
+    assert len({line["key"] for line in lines}) == 3

@@ -30,14 +30,17 @@ def find_item(out: Path, identity: str) -> tuple[Item | None, Rejected | None]:
     item, rejected = None, None
     known: list[str] = []
     for number, stage in enumerate(read_about(out)[1]):
+        kept = False
         for line in read_lines(out / stage["folder"] / OUTCOMES_NAME):
             if line["id"] != identity:
                 if number == 0 and len(known) < 10_000:
                     known.append(line["id"])
             elif line["kept"]:
-                item = Item.model_validate(line["item"])
+                item, kept = Item.model_validate(line["item"]), True
             else:
                 rejected = Rejected(stage["name"], line["reason"], line["detail"])
+        if kept:  # and then the rejected one was another row of the same id
+            rejected = None
     if item is None and rejected is None:
         nearest = get_close_matches(identity, known, n=1, cutoff=0.0)
         raise ValueError(f"{out} has no question {identity!r}" + (f"; there is {nearest[0]!r}" if nearest else ""))

@@ -131,8 +131,8 @@ def _objects(text: str) -> list[Any]:
 
 
 def _with_latex(text: str) -> str:
-    r"""The text with the backslashes of LaTeX escaped, where a model forgot to: those that begin no escape, and those of
-    `\frac`, `\times` and the like, which JSON would read as a form feed or a tab before some letters.
+    r"""The text with the backslashes of LaTeX escaped, where a model forgot to: those that begin no escape, and those
+    of `\frac`, `\times` and the like, which JSON would read as a form feed or a tab before some letters.
 
     Commands that are taken for a new line and a word, as `\nu`, are left: a line may begin so.
     """

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,39 @@ DATA_EXTRA = "pip install 'lace-llm[data]'"
 _SPACES = re.compile(r"[^\S\n]+")
 
 
-def read_source(source: Source) -> Iterator[Question | Rejection]:
+def read_sources(sources: Iterable[Source]) -> Iterator[Question | Rejection]:
+    """The questions of all sources, one source after another. Where two of them would number their questions under the
+    same name, as train.jsonl of two folders, those of the later one get a hash of their source as well.
+
+    Raises:
+        ValueError: as `read_source` does.
+    """
+    names: set[str] = set()
+    for source in sources:
+        name = ""
+        if isinstance(source, FileSource | HubSource) and not source.id:
+            name = Path(source.path).stem if isinstance(source, FileSource) else Path(source.path).name
+            if name in names:
+                name = f"{name}-{content_hash(source.model_dump(mode='json'))[:6]}"
+            names.add(name)
+        yield from read_source(source, name)
+
+
+def read_source(source: Source, name: str = "") -> Iterator[Question | Rejection]:
     """The questions of a source, normalised; what is none is a rejection that tells where it stands.
+
+    Args:
+        source: which.
+        name: what the ids of its questions begin with, where they have none of their own; by default its own name.
 
     Raises:
         ValueError: one line, for a source that cannot be read or has not the columns.
     """
     if isinstance(source, FileSource):
         rows = read_rows(source.path)
-        return _columns(rows, source.path.name, source, source.path.stem)
+        return _columns(rows, source.path.name, source, name or source.path.stem)
     if isinstance(source, HubSource):
-        return _columns(_hub_rows(source), source.path, source, Path(source.path).name)
+        return _columns(_hub_rows(source), source.path, source, name or Path(source.path).name)
     if isinstance(source, ReasoningGymSource):
         return _reasoning_gym(source)
     assert isinstance(source, ChampSource)
@@ -49,12 +71,19 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         ValueError: one line with file and line.
         OSError: if the file cannot be read.
     """
+    try:
+        yield from _rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: no JSON ({error})") from None
                 if not isinstance(row, dict):
                     raise ValueError(f"{path}, line {number}: no JSON object")
@@ -64,11 +93,14 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from csv.DictReader(file)
     elif path.suffix == ".parquet":
         try:
-            from pyarrow import parquet
+            from pyarrow import ArrowException, parquet
         except ImportError:
             raise ValueError(f"reading {path} needs pyarrow: pip install 'lace-llm[parquet]'") from None
-        for batch in parquet.ParquetFile(path).iter_batches(1000):
-            yield from batch.to_pylist()
+        try:
+            for batch in parquet.ParquetFile(path).iter_batches(1000):
+                yield from batch.to_pylist()
+        except (ArrowException, OSError) as error:  # it tells of broken pages by the latter
+            raise ValueError(f"{path} cannot be read: {error}") from None
     else:
         raise ValueError(f"{path} is no .jsonl, .csv or .parquet file")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from lace.data.pipeline.config import DataConfig
@@ -17,7 +17,7 @@ from lace.data.pipeline.duplicates import NearDuplicates
 from lace.data.pipeline.item import Item, Mark, Question, Rejection
 from lace.data.pipeline.keyed_log import KeyedLog, content_hash
 from lace.data.pipeline.outcomes import now, write_item, write_rejection
-from lace.data.pipeline.sources import read_source
+from lace.data.pipeline.sources import read_sources
 
 REPORT_NAME = "decontamination.json"
 
@@ -47,9 +47,9 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[int, int], Non
     log, duplicates = KeyedLog(unfinished), NearDuplicates()
     offsets = array("Q")
     with candidates.open("wb") as file:
-        for number, found in enumerate(_all(config), start=1):
+        for number, found in enumerate(read_sources(settings.sources), start=1):
             if isinstance(found, Rejection):
-                write_rejection(log, content_hash("no question", found.detail), "", found)
+                write_rejection(log, content_hash("no question", number, found.detail), "", found)
                 continue
             offsets.append(file.tell())
             file.write(found.model_dump_json().encode() + b"\n")
@@ -69,9 +69,10 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[int, int], Non
             each = question(number)
             key = question_key(each)
             overlap = contamination.overlap(each.text)
-            if kept.has(key):  # the same in every respect
-                continue
-            if number in repeats:
+            if kept.has(key):  # so its line needs another one
+                repetition = Rejection("exact duplicate", "an earlier question is the same in every respect")
+                write_rejection(log, content_hash("exact duplicate", number, key), "", repetition, each.id)
+            elif number in repeats:
                 write_rejection(
                     log, key, "", Rejection("near-duplicate", f"of {question(repeats[number]).id}"), each.id
                 )
@@ -109,8 +110,3 @@ class _Seen:
 
     def add(self, key: str) -> None:
         self._short.add(int(key[:16], 16))
-
-
-def _all(config: DataConfig) -> Iterator[Question | Rejection]:
-    for source in config.questions.sources:
-        yield from read_source(source)
