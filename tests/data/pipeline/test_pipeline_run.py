@@ -21,6 +21,7 @@ from byte_tokenizer import byte_tokenizer
 from lace.data.assemble import assemble
 from lace.data.jsonl import find_files, read_records
 from lace.data.pipeline.config import DataConfig, read_config
+from lace.data.pipeline.export import export
 from lace.data.pipeline.keyed_log import read_lines
 from lace.data.pipeline.run import Stopped, run_pipeline
 from lace.data.pipeline.stats import run_stats
@@ -180,6 +181,27 @@ def test_minutes_end_a_run_that_waits_and_says_so(
         with pytest.raises(Stopped, match=r"budget.minutes = 0.03 is spent"):
             run_pipeline(config)
     assert re.search(r"^solutions  0/12  the server asks to wait 0:0?9:5\d$", capfd.readouterr().err, re.MULTILINE)
+
+
+def test_a_card_tells_of_the_lattices_that_are_there(
+    make_config: Callable[..., DataConfig], sources: Any, tmp_path: Path
+) -> None:
+    """And not of a later run with another config, which has come to no lattices yet."""
+    with Server(puzzle_teacher()) as server:
+        config = make_config(server.url, questions=sources)
+        written = run_pipeline(config)
+        stopped = make_config(server.url, questions=sources, run={"seed": 5, "max_threads": 3}, budget={"tokens": 1})
+        with pytest.raises(Stopped):
+            run_pipeline(stopped)
+    export(config.run.out, tmp_path / "set")
+    card = (tmp_path / "set" / "README.md").read_text()
+    count = sum(run_stats(config.run.out).parts.values())
+    assert "with 2 to 4 threads" in " ".join(card.split())
+    assert f"| lattices | {count} |" in card
+    assert f"| of them in these files | train {written['train']}, validation {written['validation']} |" in card
+    (config.run.out / "lattices.json").unlink()  # as a kill leaves it while the files are written anew
+    with pytest.raises(ValueError, match="has no lattices yet"):
+        export(config.run.out, tmp_path / "other")
 
 
 def test_what_fails_at_every_try_is_left_for_another_run(make_config: Callable[..., DataConfig], sources: Any) -> None:

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from lace.data.jsonl import read_records
 from lace.data.pipeline.config import DataConfig
 from lace.data.pipeline.outputs import FILE_NAME, PARTS
+from lace.data.pipeline.run import MADE_NAME
 from lace.data.pipeline.stats import Stats, read_about, run_stats
 
 ROWS = 500
@@ -44,9 +45,12 @@ def export(out: Path, target: Path) -> None:
     Raises:
         ValueError: one line, if the run has made no lattices, or the directory is not empty.
     """
-    config, _ = read_about(out)
-    if not (out / PARTS[0] / FILE_NAME).exists():
-        raise ValueError(f"{out} has no lattices yet; run it to its end first")
+    read_about(out)
+    if not (out / MADE_NAME).exists():
+        raise ValueError(
+            f"{out} has no lattices yet, or none that tell of what they were made; run it to its end first"
+        )
+    config, _ = read_about(out, MADE_NAME)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise ValueError(f"{target} exists and is not empty; give another directory")
     unfinished = target.with_name(target.name + ".unfinished")
@@ -54,7 +58,7 @@ def export(out: Path, target: Path) -> None:
     unfinished.mkdir(parents=True)
     for part in PARTS:
         _write_parquet(out / part / FILE_NAME, unfinished / f"{part}.parquet")
-    (unfinished / "README.md").write_text(card(config, run_stats(out)), encoding="utf-8")
+    (unfinished / "README.md").write_text(card(config, run_stats(out, name=MADE_NAME)), encoding="utf-8")
     if target.exists():
         target.rmdir()
     unfinished.rename(target)
@@ -84,6 +88,7 @@ def card(config: DataConfig, stats: Stats) -> str:
     causal = f"{quality.causal / quality.references:.2%}" if quality.references else "no references"
     measured = {
         "lattices": quality.lattices,
+        "of them in these files": ", ".join(f"{part} {count}" for part, count in stats.parts.items()),
         "lattices by number of threads": quality.threads,
         "closing tags": quality.tags,
         "tokens": quality.tokens,

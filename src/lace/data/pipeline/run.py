@@ -3,6 +3,7 @@
 OUT/run.json                          config, command, commit, versions, folders of the stages
 OUT/calls/STAGE.jsonl                 every finished call
 OUT/stages/N-STAGE-hash/outcomes.jsonl   every item or rejection
+OUT/lattices.json                     the run.json of these:
 OUT/train, OUT/validation             lattices.jsonl, for `lace train` with data.kind = "records"
 """
 
@@ -12,6 +13,7 @@ import asyncio
 import fcntl
 import json
 import platform
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -34,7 +36,7 @@ from lace.data.pipeline.tokenizer import load_tokenizer
 from lace.provenance import source_commit
 
 PACKAGES = ("lace-llm", "aiohttp", "pydantic", "transformers", "tokenizers")
-RUN_NAME = "run.json"
+RUN_NAME, MADE_NAME = "run.json", "lattices.json"
 LOCK_NAME = ".lock"
 Executor = Literal["local", "ray"]
 
@@ -80,7 +82,10 @@ def run_pipeline(
                 raise Stopped(left.stopped)
             unfinished += left.unfinished
             failure = left.last_failure or failure
+        made = config.run.out / MADE_NAME
+        made.unlink(missing_ok=True)  # a kill must not leave it beside files that it does not tell of
         written = write_outputs(stages[-1].outcomes, config.run.out, config)
+        shutil.copyfile(config.run.out / RUN_NAME, made)
     if unfinished:
         raise Stopped(f"{unfinished} items are left, since calls failed ({failure}); run again to try them")
     return written

@@ -74,27 +74,28 @@ class Stats:
     """Lattices in each file for training."""
 
 
-def read_about(out: Path) -> tuple[DataConfig, list[dict[str, str]]]:
-    """Config and stages of a run.
+def read_about(out: Path, name: str = RUN_NAME) -> tuple[DataConfig, list[dict[str, str]]]:
+    """Config and stages of a run; by another name those that its lattices were made with, which may be earlier ones.
 
     Raises:
         ValueError: one line, if the folder holds no run.
     """
     try:
-        about = json.loads((out / RUN_NAME).read_text(encoding="utf-8"))
+        about = json.loads((out / name).read_text(encoding="utf-8"))
     except OSError:
-        raise ValueError(f"{out} holds no run of lace data ({RUN_NAME})") from None
-    return validate(about["config"], str(out / RUN_NAME)), about["stages"]
+        raise ValueError(f"{out} holds no run of lace data ({name})") from None
+    return validate(about["config"], str(out / name)), about["stages"]
 
 
-def run_stats(out: Path, embed: Embed | None = None) -> Stats:
+def run_stats(out: Path, embed: Embed | None = None, name: str = RUN_NAME) -> Stats:
     """Counts and measures a run.
 
     Args:
         out: its folder.
         embed: a sentence encoder.
+        name: as of `read_about`.
     """
-    config, stages = read_about(out)
+    config, stages = read_about(out, name)
     counts = [_stage_counts(out, stage) for stage in stages]
     last = out / stages[-1]["folder"] / OUTCOMES_NAME
     quality = _quality(last, config, embed) if last.exists() else Quality()
