@@ -69,12 +69,13 @@ def _steps(text: str) -> object:
 
 
 def _threads(text: str) -> dict[int, tuple[list[str], str]]:
-    """Steps and answer by label."""
-    pieces = _THREAD.split(_part(text, "threads"))
-    return {
-        int(label): ([step for _, step in _STEP.findall(body)], _OWN_ANSWER.findall(body)[0])
-        for label, body in zip(pieces[1::2], pieces[2::2], strict=True)
-    }
+    """Steps and answer by label; where answers are not told, the last steps do."""
+    pieces, threads = _THREAD.split(_part(text, "threads")), {}
+    for label, body in zip(pieces[1::2], pieces[2::2], strict=True):
+        steps = [step for _, step in _STEP.findall(body)]
+        last = steps[-1].removeprefix("So the result is ").removeprefix("Hence ").rstrip(".")
+        threads[int(label)] = steps, (_OWN_ANSWER.findall(body) or [last])[0]
+    return threads
 
 
 def _notes(text: str) -> object:

@@ -253,6 +253,8 @@ def test_notes_and_judgement_are_put_to_their_threads(decide: Callable[..., Item
         ({"after_step": 0}, "wrong step"),
         ({"text": "\n"}, "empty"),
         ({"text": "see [[best]]"}, "tag in text"),
+        ({"text": "25 - 8 is 17; Thread 29 ends at 999."}, "wrong thread"),
+        ({"text": "Unlike threads 3, 7 and 12 I would not."}, "wrong thread"),
         ({"text": "x" * 401}, "over budget"),
         ({"kind": "praises"}, "malformed"),
     ],
@@ -261,6 +263,22 @@ def test_notes_that_cannot_be_used(
     decide: Callable[..., Item | Rejection], change: dict[str, object], expected: str
 ) -> None:
     assert reason(decide("notes", SPLIT, noted_and_judged([{**NOTE, **change}], verdicts()))) == expected
+
+
+def test_notes_may_name_their_two_threads_and_are_written_without_sight_of_the_answers(
+    decide: Callable[..., Item | Rejection],
+) -> None:
+    seen: list[str] = []
+    script = noted_and_judged(
+        [{**NOTE, "text": "Thread 3 and 25 - 8; threads 7 and 3 differ, as threads do: 17."}], verdicts()
+    )
+
+    def noting(request: Any) -> Answer:
+        seen.append(request.text)
+        return script(request)
+
+    assert isinstance(decide("notes", SPLIT, noting), Item)
+    assert ["Its answer: 33" in text for text in seen] == [False, True]
 
 
 def test_too_many_notes(decide: Callable[..., Item | Rejection]) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from lace.data.pipeline.context import Context
 from lace.data.pipeline.item import Item, Note, Path, Rejection, Tag
 from lace.data.pipeline.replies import Judgement, Notes
 from lace.data.stages.solutions import refuse_tags
+
+_THREADS = re.compile(
+    r"\bthread(?:s\s+([0-9]+(?:\s*(?:,|and|or|&)\s*(?:and\s+)?[0-9]+)*)|\s*[#(]?\s*([0-9]+))", re.IGNORECASE
+)
 
 
 async def notes(item: Item, context: Context) -> Item:
@@ -14,18 +20,20 @@ async def notes(item: Item, context: Context) -> Item:
     Raises:
         Rejection: if no reply can be used, or the judge contradicts the verifier.
     """
-    values = {"question": item.question.text, "threads": side_by_side(item)}
-    more = {"max_notes": str(context.config.notes.max_notes)}
-    noted = await context.ask(item, "notes", Notes, values | more, lambda reply: with_notes(item, reply, context))
+    values = {"question": item.question.text, "threads": side_by_side(item, answers=False)}
+    values["max_notes"] = str(context.config.notes.max_notes)
+    noted = await context.ask(item, "notes", Notes, values, lambda reply: with_notes(item, reply, context))
+    values = {"question": item.question.text, "threads": side_by_side(item, answers=True)}
     return await context.ask(item, "judge", Judgement, values, lambda reply: with_judgement(noted, reply))
 
 
-def side_by_side(item: Item) -> str:
-    """The threads as the teacher reads them: numbered steps under a label."""
+def side_by_side(item: Item, *, answers: bool) -> str:
+    """The threads as the teacher reads them: numbered steps under a label, and the answers, which threads write only
+    when they close, and of which notes therefore cannot know."""
     blocks = []
     for label, path in zip(item.labels, item.paths, strict=True):
         lines = [f"{n}. {step}" for n, step in enumerate(path.steps, start=1)]
-        blocks.append("\n".join([f"Thread {label}:", *lines, f"Its answer: {path.answer}"]))
+        blocks.append("\n".join([f"Thread {label}:", *lines, *([f"Its answer: {path.answer}"] if answers else [])]))
     return "\n\n".join(blocks)
 
 
@@ -33,8 +41,8 @@ def with_notes(item: Item, reply: Notes, context: Context) -> Item:
     """The item with the notes of a reply.
 
     Raises:
-        Rejection: for threads or steps that there are not, notes of a thread about itself, and notes too many or too
-            long.
+        Rejection: for threads or steps that there are not, notes of a thread about itself or that name a third thread,
+            of which their place says nothing, and notes too many or too long.
     """
     config, index = context.config.notes, {label: n for n, label in enumerate(item.labels)}
     found: list[list[Note]] = [[] for _ in item.paths]
@@ -49,6 +57,8 @@ def with_notes(item: Item, reply: Notes, context: Context) -> Item:
         if not text:
             raise Rejection("empty", "a note has no text")
         refuse_tags(text)
+        if others := _named(text) - {note.thread, note.about_thread}:
+            raise Rejection("wrong thread", f"a note about thread {note.about_thread} names {sorted(others)}")
         if (length := context.tokens(text)) > config.max_tokens:
             raise Rejection("over budget", f"a note of {length} tokens, more than {config.max_tokens}")
         found[thread].append(
@@ -61,6 +71,12 @@ def with_notes(item: Item, reply: Notes, context: Context) -> Item:
         for path, own in zip(item.paths, found, strict=True)
     ]
     return item.model_copy(update={"paths": tuple(paths)})
+
+
+def _named(text: str) -> set[int]:
+    """The labels of the threads that a text names."""
+    found = [several or one for several, one in _THREADS.findall(text)]
+    return {int(label) for labels in found for label in re.findall(r"[0-9]{1,9}", labels)}
 
 
 def with_judgement(item: Item, reply: Judgement) -> Item:
