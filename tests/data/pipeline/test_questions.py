@@ -13,7 +13,15 @@ import pytest
 from datasets import Dataset
 from pyarrow import parquet
 
-from lace.data.pipeline.config import ChampSource, DataConfig, FileSource, HubSource, ReasoningGymSource
+from lace.data.pipeline.config import (
+    Benchmark,
+    ChampSource,
+    DataConfig,
+    FileSource,
+    HubSource,
+    ReasoningGymSource,
+)
+from lace.data.pipeline.decontaminate import Contamination
 from lace.data.pipeline.duplicates import NearDuplicates, similarity
 from lace.data.pipeline.item import Question, Rejection
 from lace.data.pipeline.keyed_log import read_lines
@@ -104,6 +112,16 @@ def test_similarity_counts_words_and_never_mistakes_numbers() -> None:
     assert similarity(text, text.upper()) == 1.0
     assert similarity(text, text.replace("noon", "dawn")) > 0.7
     assert similarity(text, text.replace("60", "61")) == 0.0
+
+
+def test_texts_without_spaces_have_words_too(tmp_path: Path) -> None:
+    text = "一列火车中午从北京出发,以每小时60公里的速度向北行驶,到晚上它离北京有多远?"
+    assert similarity(text, text.replace("中午", "早上")) > 0.7
+    assert similarity(text, "小明有60个苹果,他给了小红一半,然后又买了十个,请问小明现在一共有多少个苹果?") < 0.1
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": text}) + "\n")
+    overlap = Contamination([Benchmark(name="bench", path=tmp_path / "bench.jsonl")]).overlap(f"请回答:{text}")
+    assert overlap is not None
+    assert overlap.share > 0.8
 
 
 def test_near_duplicates_are_found_among_many() -> None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lace.data.pipeline.config import Benchmark
+from lace.data.pipeline.duplicates import UNSPACED
 from lace.data.pipeline.keyed_log import content_hash
 from lace.data.pipeline.sources import read_rows
 
 LENGTH = 8
 """Words of an n-gram; a shorter question is one n-gram."""
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ BANDS, ROWS = 16, 4
 """At a similarity of 0.8 a pair shares a band in 99.98 % of cases."""
 COMPARED = 20
 """Earlier questions of a band that each one is compared with at most."""
-_WORD = re.compile(r"\w+|[^\w\s]")
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Kana and Chinese characters, for a class of a regular expression: each is a word, since no spaces are written."""
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
