@@ -51,9 +51,10 @@ STAGES = (
         solutions,
         ("teacher", "asks", "solutions", "run.seed", "run.min_threads", "run.max_threads", "student.max_label"),
         ("solve",),
+        version=2,
     ),
     StageKind("verify", verify, ()),
-    StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",)),
+    StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",), 2),
     StageKind("notes", notes, ("teacher", "asks", "notes", "student.tokenizer", "run.seed"), ("notes", "judge")),
     StageKind("lattice", lattice, ("student",)),
 )
