@@ -173,6 +173,20 @@ def test_a_budget_stops_a_run_which_then_goes_on(make_config: Callable[..., Data
     assert sum(stage.cost for stage in stats.stages) == pytest.approx(tokens / 1000)
 
 
+def test_calls_that_a_killed_cluster_has_left_count_for_the_budget(
+    make_config: Callable[..., DataConfig], sources: Any
+) -> None:
+    with Server(puzzle_teacher()) as server:
+        config = make_config(server.url, questions=sources)
+        run_pipeline(config)
+        calls, asked = config.run.out / "calls" / "solutions.jsonl", sum(server.requests.values())
+        calls.rename(calls.with_name("solutions.worker-1.part"))
+        with pytest.raises(Stopped, match=r"budget.tokens = 3000 is spent"):
+            run_pipeline(make_config(server.url, questions=sources, budget={"tokens": 3000}, run={"seed": 1}))
+        run_pipeline(config)
+        assert sum(server.requests.values()) == asked, "and none is made again"
+
+
 def test_minutes_end_a_run_that_waits_and_says_so(
     make_config: Callable[..., DataConfig], sources: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from data.pipeline.test_pipeline_run import lattices, without_times, write_quest
 from lace.data.pipeline.config import DataConfig
 from lace.data.pipeline.keyed_log import read_lines
 from lace.data.pipeline.run import run_pipeline
+from lace.data.pipeline.stats import run_stats
 from teachers.puzzles import puzzle_teacher
 from teachers.server import Server
 
@@ -39,6 +40,7 @@ def test_ray_makes_what_the_local_executor_makes(tmp_path: Path, make_config: Ca
         here = make_config(server.url, questions=questions, run={"out": str(tmp_path / "local")})
         run_pipeline(here)
     assert set(asked.values()) == {1}
+    assert sum(stage.calls for stage in run_stats(config.run.out).stages) == len(asked)
     assert without_times(lattices(config.run.out)) == without_times(lattices(here.run.out))
     for log in (config.run.out / "calls").glob("*.jsonl"):
         counts = Counter(line["key"] for line in read_lines(log))

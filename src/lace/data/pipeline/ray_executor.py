@@ -1,8 +1,9 @@
 """Runs a stage on a Ray cluster: the same functions, in actors of Ray Data, each with a client of its own and its share
 of the concurrency and the budget.
 
-Actors write the calls that they make to files of their own beside the log of calls, which the next stage merges; the
-folder of the run must be seen by all of them. Outcomes come back to this process, which alone writes these.
+Actors write the calls that they make to files of their own beside the log of calls, to which they are added when the
+stage ends or the next run begins; the folder of the run must be seen by all of them. Outcomes come back to this
+process, which alone writes these.
 """
 
 from __future__ import annotations

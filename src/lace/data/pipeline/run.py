@@ -70,7 +70,7 @@ def run_pipeline(
         _write_about(config, command, stages)
         budget = Budget(config.budget)
         for stage in stages[1:]:
-            for line in read_lines(calls_path(config, stage.name)):
+            for line in read_lines(_calls(config, stage)):
                 budget.add(line["prompt_tokens"] + line["completion_tokens"], line["cost"])
         unfinished, failure = 0, ""
         for before, stage in zip([None, *stages], stages, strict=False):
@@ -143,8 +143,6 @@ def _run_stage(
     executor: Executor,
     helpers: Helpers,
 ) -> Leftovers:
-    calls = calls_path(config, stage.name)
-    merge(sorted(calls.parent.glob(f"{stage.name}.*.part")), calls)
     log = KeyedLog(stage.outcomes)
     pending = ((parent, item) for parent, item in read_items(before.outcomes) if stage.key_of(parent) not in log)
     total = count_kept(before.outcomes)
@@ -163,10 +161,18 @@ def _run_stage(
             from lace.data.pipeline.ray_executor import run_ray
 
             left = run_ray(config, stage, pending, write, budget, progress.called)
+            _calls(config, stage)
         else:
             left = asyncio.run(_run_here(config, stage, pending, write, budget, tokenizer, helpers, progress))
     log.close()
     return left
+
+
+def _calls(config: DataConfig, stage: PlannedStage) -> Path:
+    """The log of a stage's calls, with those in it that processes of a cluster have left in files of their own."""
+    calls = calls_path(config, stage.name)
+    merge(sorted(calls.parent.glob(f"{stage.name}.*.part")), calls)
+    return calls
 
 
 async def _run_here(
