@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 from collections.abc import Callable
@@ -203,9 +204,11 @@ def completion_body(**fields: Any) -> bytes:
         Answer(None, body=b'{"a":' * 100_000, status=429),
         Answer("", status=503, headers={"Retry-After": "²"}),
         Answer("", status=503, headers={"Retry-After": "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"}),
+        Answer(None, body=b" " * 2**24 + completion_body()),
+        Answer(None, body=gzip.compress(b" " * 2**28), headers={"Content-Encoding": "gzip"}),
         Answer(None, body=b"no gzip", headers={"Content-Encoding": "gzip"}),
     ],
-    ids=["deep", "deep error", "no digit", "no year", "no gzip"],
+    ids=["deep", "deep error", "no digit", "no year", "large", "bomb", "no gzip"],
 )
 def test_a_hostile_reply_is_a_failed_try(answer: Answer) -> None:
     (completion,), _, server = call(first_fails(lambda: answer))

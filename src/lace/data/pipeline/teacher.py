@@ -45,6 +45,8 @@ TELL_EVERY = 5.0
 """Seconds of a wait between two times that it is told."""
 FAILURES_IN_A_ROW = 20
 """Calls without any that succeeded between them, from which on the server is taken to be down."""
+LARGEST_BODY = 2**24
+"""Bytes of a reply."""
 SHORTEST_SECRET = 12
 """Characters of a key; what is shorter is a placeholder such as EMPTY, which a text may well hold."""
 _NUMBER = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
@@ -173,7 +175,7 @@ class Teacher:
             request["response_format"] = schema_of(kind)
         self.tries += 1
         async with self._session.post(self._url, json=request, headers={"Idempotency-Key": key}) as response:
-            body = self._masked(await response.read())
+            body = self._masked(await _read(response))
         if response.status != 200:
             raise _Refused(response.status, _message(body), _seconds(response.headers.get("Retry-After", "")))
         return _read_completion(body, self.endpoint.model)
@@ -231,6 +233,15 @@ def _proxy(url: str) -> str | None:
     """The proxy that the environment names for a URL; the client itself would look it up for each call."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body, unless it is larger than any completion: a server must not fill the memory."""
+    try:
+        await response.content.readexactly(LARGEST_BODY)
+    except asyncio.IncompleteReadError as end:
+        return end.partial
+    raise _NoCompletion(f"the reply has more than {LARGEST_BODY:,} bytes")
 
 
 def _read_completion(body: bytes, model: str) -> Completion:
