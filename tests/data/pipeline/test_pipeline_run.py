@@ -22,6 +22,7 @@ from lace.data.assemble import assemble
 from lace.data.jsonl import find_files, read_records
 from lace.data.pipeline.config import DataConfig, read_config
 from lace.data.pipeline.export import export
+from lace.data.pipeline.find import find_item
 from lace.data.pipeline.keyed_log import read_lines
 from lace.data.pipeline.run import Stopped, run_pipeline
 from lace.data.pipeline.stats import run_stats
@@ -216,6 +217,22 @@ def test_a_card_tells_of_the_lattices_that_are_there(
     (config.run.out / "lattices.json").unlink()  # as a kill leaves it while the files are written anew
     with pytest.raises(ValueError, match="has no lattices yet"):
         export(config.run.out, tmp_path / "other")
+
+
+def test_a_question_that_stands_twice_is_found_as_what_became_of_it(
+    make_config: Callable[..., DataConfig], tmp_path: Path
+) -> None:
+    row = json.dumps({"id": "q", "question": "Calculate 17 + 25 + 31.", "answer": "73"}) + "\n"
+    (tmp_path / "q.jsonl").write_text(row * 2)
+    source = {"kind": "file", "path": str(tmp_path / "q.jsonl"), "id": "id"}
+    with Server(puzzle_teacher(errors=0.0)) as server:
+        config = make_config(server.url, questions={"sources": [source]})
+        run_pipeline(config)
+    item, rejected = find_item(config.run.out, "q")
+    assert item is not None
+    assert item.lattice is not None
+    assert rejected is None
+    assert run_stats(config.run.out).stages[0].rejected == {"exact duplicate": 1}
 
 
 def test_what_fails_at_every_try_is_left_for_another_run(make_config: Callable[..., DataConfig], sources: Any) -> None:
