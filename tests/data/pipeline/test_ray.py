@@ -14,7 +14,7 @@ from lace.data.pipeline.keyed_log import read_lines
 from lace.data.pipeline.run import run_pipeline
 from lace.data.pipeline.stats import run_stats
 from teachers.puzzles import puzzle_teacher
-from teachers.server import Server
+from teachers.server import Answer, Server
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -46,3 +46,15 @@ def test_ray_makes_what_the_local_executor_makes(tmp_path: Path, make_config: Ca
         counts = Counter(line["key"] for line in read_lines(log))
         assert set(counts) <= set(asked)
         assert max(counts.values(), default=1) == 1
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_server_that_refuses_all_calls_is_told_in_one_line(
+    tmp_path: Path, make_config: Callable[..., DataConfig]
+) -> None:
+    write_questions(tmp_path / "q.jsonl", 4)
+    questions = {"sources": [{"kind": "file", "path": str(tmp_path / "q.jsonl"), "id": "id"}]}
+    with Server(lambda request: Answer("no such key", status=401)) as server:
+        config = make_config(server.url, questions=questions)
+        with pytest.raises(ValueError, match=r"^http://\S+ refuses all calls: status 401: no such key"):
+            run_pipeline(config, executor="ray")

@@ -55,7 +55,7 @@ def run_ray(
         called: told what the calls of this stage are so far.
 
     Raises:
-        ValueError: one line, if Ray is not installed.
+        ValueError: one line, if Ray is not installed; or what a stage raises.
     """
     try:
         import ray
@@ -81,6 +81,8 @@ def run_ray(
     for row in rows.iter_rows():
         totals = [totals[0] + row["calls"], totals[1] + row["tokens"], totals[2] + row["money"]]
         called(int(totals[0]), int(totals[1]), float(totals[2]))
+        if row["error"]:
+            raise ValueError(row["error"])
         if row["failure"] or row["stopped"]:
             left.unfinished += 1
             left.last_failure = left.last_failure or row["failure"]
@@ -153,13 +155,15 @@ class StageActor:
     async def _decide(self, parent: str, text: str) -> dict[str, Any]:
         item = Item.model_validate_json(text)
         row: dict[str, Any] = {"parent": parent, "item": text, "calls": 0, "tokens": 0, "money": 0.0}
-        row |= dict.fromkeys(("reason", "detail", "failure", "stopped"), "")
+        row |= dict.fromkeys(("reason", "detail", "failure", "stopped", "error"), "")
         try:
             outcome = await decide(self.stage, self.stage.key_of(parent), parent, item, self.resources)
         except CallFailed as failure:
             return row | {"failure": str(failure)}
         except BudgetSpent as spent:
             return row | {"stopped": str(spent)}
+        except ValueError as error:  # Ray would wrap it in the traceback of an actor
+            return row | {"error": str(error)}
         if isinstance(outcome, Rejection):
             return row | {"reason": outcome.reason, "detail": outcome.detail}
         return row | {"item": outcome.model_dump_json()}
