@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 from lace.plot.exchange import exchange_figures
 from lace.plot.style import save
 from lace.viz.exchange import REACH, pool
+from lace.viz.exchange_table import tables
 from traces import synthetic_trace
 
 TEXT = "(x+y)*z (x+y)*z 3 + 4 = 7 no , (x-y)*z see 9 - 4 = 5 yes (x-y)*z 4 answer: 5 [[success]]"
@@ -43,6 +44,17 @@ def test_lines_are_those_of_the_report(report: dict[str, Any]) -> None:
     (panel,) = figures["diversity"].axes
     assert [line.get_label() for line in panel.lines] == ["threads that read each other", "independent threads of twin"]
     np.testing.assert_allclose(panel.lines[0].get_ydata(), found["diversity"]["value"])
+
+
+def test_one_puzzle_has_no_intervals() -> None:
+    found = pool([synthetic_trace(threads=3, steps=40, texts=[f" {word}" for word in TEXT.split()])])
+    report = {"observed": "model", "tasks": {"countdown": found}}
+    gates = exchange_figures(report)["gates"].axes[0]
+    (bars,) = gates.containers[0].lines[2]
+    assert not any(segment.size for segment in bars.get_segments())
+    (table,) = tables(report)
+    assert table.rows
+    assert not any("±" in cell for row in table.rows for cell in row)
 
 
 def test_moments_and_heads(report: dict[str, Any]) -> None:

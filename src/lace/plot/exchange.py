@@ -56,8 +56,7 @@ def _about(task: str, found: dict[str, Any]) -> str:
 
 def _estimate(of: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Values and half-widths; nan where there is none."""
-    value, half = np.array(of["value"], dtype=np.float64), np.array(of["half"], dtype=np.float64)
-    return value, np.nan_to_num(half)
+    return np.array(of["value"], dtype=np.float64), np.array(of["half"], dtype=np.float64)
 
 
 def _shades(layers: Sequence[int]) -> list[Any]:

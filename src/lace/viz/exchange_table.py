@@ -31,7 +31,7 @@ def _of_task(task: str, found: dict[str, Any]) -> Iterator[Table]:
                 MOMENTS[moment],
                 str(seen["n"]),
                 *(
-                    f"{100 * through:.1f} ± {100 * (half or 0):.1f} ({100 * share:.0f})"
+                    f"{100 * through:.1f}{_half_width(half)} ({100 * share:.0f})"
                     for through, half, share in zip(
                         seen["through"]["value"], seen["through"]["half"], seen["share"]["value"], strict=True
                     )
@@ -60,6 +60,11 @@ def _of_task(task: str, found: dict[str, Any]) -> Iterator[Table]:
             for row in [whole, *sorted(parts, key=lambda row: -row["lost_mean"]["value"])]
         ],
     )
+
+
+def _half_width(half: float | None) -> str:
+    """Of one puzzle there is none."""
+    return "" if half is None else f" ± {100 * half:.1f}"
 
 
 def _silent(row: dict[str, Any]) -> str:
