@@ -71,6 +71,10 @@ def test_what_is_no_trace(lace: Callable[..., Run], tmp_path: Path) -> None:
     run = lace("view", str(tmp_path / "notes.txt"))
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "is no trace" in run.stderr
+    (tmp_path / "page.html").write_text("<p>a page of before")
+    run = lace("view", str(tmp_path / "page.html"))
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "page.html is no trace" in run.stderr
     assert lace("view", str(tmp_path / "missing.trace")).returncode == 2
     run = lace("solve", PUZZLE, "--trace", str(tmp_path / "no" / "where.trace"))
     assert run.returncode == 2

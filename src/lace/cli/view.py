@@ -23,12 +23,11 @@ def view(
     Threads are columns on a common time axis. A token under the pointer, or under the arrow keys, shows arcs to the
     tokens that its thread read when it chose it.
     """
-    out = out or trace.with_suffix(".html")
-    if out.resolve() in (path.resolve() for path in (trace, compare) if path is not None):
-        raise ValueError(f"the page would replace the trace {out}; name another file with --out")
-
     from lace.viz.page import build_page
 
     page = build_page([trace, *([compare] if compare else [])])
+    out = out or trace.with_suffix(".html")
+    if out.resolve() in (path.resolve() for path in (trace, compare) if path is not None):
+        raise ValueError(f"the page would replace the trace {out}; name another file with --out")
     out.write_text(page, encoding="utf-8")
     typer.echo(f"{out} ({len(page.encode()) / 1e6:.2f} MB)")
