@@ -53,7 +53,11 @@ def synthetic_trace(
                 tag="best" if n == 1 else "success",
                 answer="30",
                 correct=n != 2,
-                marks=[(s, "cite") for s in range(given, steps, 97)] + [(steps // 2, "fix"), (steps - 1, "stop")],
+                marks=[
+                    *((step, "cite", None) for step in range(given, steps, 97)),
+                    (steps // 2, "fix", None),
+                    (steps - 1, "stop", None),
+                ],
             )
             for n in range(threads)
         ],

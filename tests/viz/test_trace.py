@@ -218,6 +218,23 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_marks() -> None:
-    texts = ["I", " see", ":", " Thr", "ead 7", " is right, thread 8 not", ". fix", " seen"]
-    assert find_marks(texts, {7}) == [(1, "cite"), (3, "cite"), (6, "fix")]
+    texts = ["I", " see", ":", " Thr", "ead 7", " is right, thread 8 not", ". fix", " it"]
+    assert find_marks(texts, {7}) == [(3, "cite", 7)]
     assert find_marks([], {7}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "marks"),
+    [
+        ("48 48 see ok 48 , answer: 48", []),  # nobody has another value
+        ("48 48 see keep 48 , answer: 48", [(2, "cite", None)]),
+        ("48 48 see fix 44 , answer: 44", [(2, "cite", None), (3, "fix", None)]),
+        ("(x-y)*z see 14 - 9 = 5 , 6 * 5 = 30 yes 13 answer:", [(1, "cite", None), (14, "cite", 13)]),
+        ("6 * 5 = 30 yes (x-y)*z 13 answer:", [(7, "cite", 13)]),
+        ("6 * 5 = 30 yes a-b (x-y)*z 13 answer:", [(8, "cite", 13)]),
+        ("6 * 5 = 30 yes (x-y)*z 4 answer:", []),  # its own
+        ("yes, I see 2 errors to fix in thread 13", [(8, "cite", 13)]),
+    ],
+)
+def test_marks_in_the_language_of_the_puzzles(text: str, marks: list[tuple[int, str, int | None]]) -> None:
+    assert find_marks([f" {word}" for word in text.split()], {13, 20}) == marks

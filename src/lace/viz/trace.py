@@ -40,13 +40,21 @@ from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.graft import new_lattice_cache, numbered_lattices
 from lace.lattice.observe import reading_parts
 
-VERSION = 2
+VERSION = 3
 BYTES_PER_TOKEN = 1100
 """Of gates and attention in all layers together, at most; 16 threads of 1,024 tokens stay below 20 MB."""
 MOST_ENTRIES = 8
 """K where that bound leaves room."""
 PASS_SIZE = 2**25
 """Attention weights of a layer, or logits, that a pass of the replay computes at most; decides memory, not results."""
+_MARKS = re.compile(
+    r"\b(?:thread (?P<named>\d+)"
+    r"|yes (?:\S*[-+*/]\S* )*(?P<finder>\d+)"  # behind the name of an idea, whose it is
+    r"|(?P<see>see)(?= keep| fix| \d+ [-+*/])"  # `see ok`: the others have nothing else
+    r"|(?P<fix>fix)(?= \d))\b",
+    re.IGNORECASE,
+)
+"""What `find_marks` looks for; `see`, `fix` and `yes` are words of the puzzles' language."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,10 @@ class ThreadTrace:
     answer: str | None
     correct: bool | None
     """The verifier's word on the answer, None without a verifier."""
-    marks: list[tuple[int, str]]
-    """Steps at which it refers to others: `cite` (`see`, or another thread's name), `fix` (it corrects itself), `stop`
-    (it was closed, since another one had finished)."""
+    marks: list[tuple[int, str, int | None]]
+    """Steps at which it refers to others, how, and the label of the other where the text says it: `cite` (it names
+    another thread, or looks at others and then does not just go on), `fix` (it corrects itself), `stop` (it was closed,
+    since another one had finished)."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +148,7 @@ class Trace:
         if (version := rest.pop("version")) != VERSION:
             raise ValueError(f"{path} is a trace of version {version}, this program reads version {VERSION}")
         rest["threads"] = [
-            ThreadTrace(**{**thread, "marks": [(step, kind) for step, kind in thread["marks"]]})
-            for thread in rest["threads"]
+            ThreadTrace(**{**thread, "marks": [tuple(mark) for mark in thread["marks"]]}) for thread in rest["threads"]
         ]
         return cls(**rest, **tensors)
 
@@ -194,7 +202,7 @@ def record(
         others = {other.label for other in result.threads} - {thread.label}
         marks = find_marks(words[n], others)
         if thread.finish_reason == "lattice" and thread.token_ids:
-            marks.append((len(words[n]) - 1, "stop"))
+            marks.append((len(words[n]) - 1, "stop", None))
         threads.append(
             ThreadTrace(
                 label=thread.label,
@@ -204,7 +212,7 @@ def record(
                 tag=thread.tag,
                 answer=thread.answer,
                 correct=correct[n] if correct is not None else None,
-                marks=[(step + replay.given[n], kind) for step, kind in marks],
+                marks=[(step + replay.given[n], kind, whom) for step, kind, whom in marks],
             )
         )
     return Trace(
@@ -222,8 +230,8 @@ def record(
     )
 
 
-def find_marks(texts: Sequence[str], others: set[int]) -> list[tuple[int, str]]:
-    """Where a thread cites others and where it corrects itself, as (place in `texts`, kind).
+def find_marks(texts: Sequence[str], others: set[int]) -> list[tuple[int, str, int | None]]:
+    """Where a thread cites others and where it corrects itself, as (place in `texts`, kind, label of the other).
 
     Args:
         texts: what each token adds to the thread's text.
@@ -232,11 +240,14 @@ def find_marks(texts: Sequence[str], others: set[int]) -> list[tuple[int, str]]:
     ends, length = [], 0
     for text in texts:
         ends.append(length := length + len(text))
-    marks = []
-    for word in re.finditer(r"\b(?:(see)|(fix)|thread (\d+))\b", "".join(texts), re.IGNORECASE):
-        if word[3] is None or int(word[3]) in others:
-            place = next(n for n, end in enumerate(ends) if word.start() < end)
-            marks.append((place, "fix" if word[2] else "cite"))
+    marks: list[tuple[int, str, int | None]] = []
+    for word in _MARKS.finditer("".join(texts)):
+        label = word["named"] or word["finder"]
+        if label is not None and int(label) not in others:
+            continue
+        at = word.start("finder") if word["finder"] else word.start()
+        place = next(n for n, end in enumerate(ends) if at < end)
+        marks.append((place, "fix" if word["fix"] else "cite", None if label is None else int(label)))
     return marks
 
 
