@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class Opened:
         canvas = self.page.locator(".scroller canvas").first
         box = canvas.bounding_box()
         assert box is not None
-        column = float(self.scroller().evaluate("e => parseFloat(e.style.getPropertyValue('--column'))"))
+        column = column_of(self)
         down = self.scroller().evaluate("e => e.scrollTop")
         self.page.mouse.move(box["x"] + GUTTER + (thread + 0.5) * column, box["y"] + (step + 0.5) * ROW - down)
         self.settle()
@@ -99,8 +100,53 @@ def test_arcs_are_those_of_the_trace(browser: Browser, tmp_path: Path) -> None:
         assert [read[2] for read in opened.reads()] == pytest.approx([read[2] for read in expected])
         assert opened.focus == (opened.traces[0].threads[thread].label, step)
         assert opened.scroller().get_attribute("data-arcs") == str(len(expected))
+        said = page.locator(".reads .rest").get_attribute("data-weight")
+        assert float(said) == pytest.approx(
+            max(0.0, all_of_others(opened.traces[0], layer, view, thread, step) - sum(read[2] for read in expected)),
+            abs=0.02,
+        )
     opened.hover(0, 1)  # a given token was not chosen
     assert opened.reads() == []
+    opened.close()
+
+
+def all_of_others(trace: Trace, layer: int, view: int, thread: int, step: int) -> float:
+    """Attention of a token on all other threads together."""
+    mass_HN = trace.mass()[trace.layers.index(layer), thread * len(trace.threads[0].texts) + step].clone()
+    mass_HN[:, thread] = 0
+    by_head = mass_HN.sum(dim=1)
+    return float(by_head[view - 1] if view else by_head.mean())
+
+
+def test_weights_times_the_gate(browser: Browser, tmp_path: Path) -> None:
+    """Of one head what was recorded times its gate; of all heads the mean of that."""
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=4, steps=24, layers=1, heads=2)])
+    page, trace = opened.page, opened.traces[0]
+    page.get_by_label("Weight").select_option("gated")
+    thread, step = 2, 12
+    place = thread * 24 + step
+    gates = trace.gates_YGH[0, place].tolist()
+    sums: dict[tuple[int, int], float] = {}
+    for view, gate in enumerate(gates, start=1):
+        page.get_by_label("Head").select_option(str(view))
+        opened.hover(thread, step)
+        expected = {
+            read[:2]: gate * read[2] for read in opened.recorded(0, view, thread, step) if gate * read[2] >= 0.01
+        }
+        assert {read[:2]: read[2] for read in opened.reads()} == pytest.approx(expected)
+        entries, weights = trace.entries_YVGK[0, view, place].tolist(), trace.weights_YVGK[0, view, place].tolist()
+        for entry, weight in zip(entries, weights, strict=True):
+            at = (entry % 4, entry // 4)
+            sums[at] = sums.get(at, 0) + gate * weight / len(gates)
+    page.get_by_label("Head").select_option("0")
+    opened.settle()
+    assert {read[:2]: read[2] for read in opened.reads()} == pytest.approx(
+        {at: w for at, w in sums.items() if w >= 0.01}
+    )
+    mass_GHN = trace.mass()[0, :24] * trace.gates_YGH[0, :24, :, None].float()  # of the first thread
+    cells = page.locator(".matrix tbody tr").first.locator("td").all_inner_texts()
+    for cell, share in zip(cells[1:], mass_GHN[2:].mean(dim=(0, 1))[1:].tolist(), strict=True):
+        assert float(cell) == pytest.approx(100 * share, abs=0.51)
     opened.close()
 
 
@@ -264,9 +310,31 @@ def test_search_goes_over_tokens(browser: Browser, tmp_path: Path) -> None:
     )
     box.press("Enter")
     opened.settle()
-    label, step = opened.focus
+    label, step = first = opened.focus
     thread = next(thread for thread in opened.traces[0].threads if thread.label == label)
     assert "".join(thread.texts[step : step + 3]) == " us see 14"
+    count = _count(opened.traces[0], "us see 14")
+    places = []
+    for keys, at in (("Enter", 2), ("Shift+Enter", 1), ("Shift+Enter", count), ("Enter", 1)):
+        box.press(keys)
+        opened.settle()
+        assert opened.page.locator(".search output").inner_text().strip() == f"{at} of {count}"
+        places.append(opened.focus)
+    assert places[1] == places[3] == first
+    assert first not in (places[0], places[2])
+    opened.close()
+
+
+def test_search_where_small_letters_are_longer(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=2, steps=20, texts=[" \u0130\u0130\u0130", " end"])])
+    box = opened.page.get_by_label("Search the threads")
+    box.fill("END")
+    assert opened.page.locator(".search output").inner_text().strip() == f"{_count(opened.traces[0], ' end')} found"
+    box.press("Enter")
+    opened.settle()
+    label, step = opened.focus
+    thread = next(thread for thread in opened.traces[0].threads if thread.label == label)
+    assert thread.texts[step] == " end"
     opened.close()
 
 
@@ -284,7 +352,63 @@ def test_two_traces_side_by_side(browser: Browser, tmp_path: Path) -> None:
     opened.page.keyboard.press("End")
     opened.settle()
     assert "These threads do not read each other." in opened.page.locator(".token").inner_text()
+    assert opened.page.locator(".pane h2").all_inner_texts() == [
+        "LACE: threads read each other",
+        "Independent threads: synthetic, lattice off",
+    ]
     opened.close()
+
+
+def test_two_traces_of_different_layers(browser: Browser, tmp_path: Path) -> None:
+    one, other = synthetic_trace(threads=3, steps=30, layers=1), synthetic_trace(threads=3, steps=30, layers=2)
+    opened = Opened(browser, tmp_path, [one, other])
+    page = opened.page
+    titles = page.locator(".pane h2").all_inner_texts()
+    assert titles == [f"LACE: threads read each other, recording {number}" for number in (1, 2)]
+    first, second = page.locator(".matrix").nth(0), page.locator(".matrix").nth(1)
+    for layer, known in ((4, True), (6, False)):
+        page.get_by_label("Layer").select_option(str(layer))
+        opened.settle()
+        assert ("".join(set(first.locator("td").all_inner_texts())) == "\N{EN DASH}") is not known
+        assert len(set(second.locator("td").all_inner_texts())) > 1
+    opened.scroller().focus()
+    page.keyboard.press("End")
+    opened.settle()
+    assert "Layer 6 was not recorded here." in page.locator(".token").inner_text()
+    opened.close()
+
+
+def test_verified_answers_stand_out(browser: Browser, tmp_path: Path) -> None:
+    """Behind an answer's tokens lies what the verifier says of it, and a chosen thread is green if it is right."""
+    trace = synthetic_trace(threads=3, steps=20, texts=[" answer:", " 3", "0", " ."])
+    for right in (True, False):
+        threads = [
+            replace(thread, correct=right if n == trace.chosen else None) for n, thread in enumerate(trace.threads)
+        ]
+        opened = Opened(browser, tmp_path, [replace(trace, threads=threads)])
+        texts = trace.threads[trace.chosen].texts
+        last = max(step for step, text in enumerate(texts) if text == " 3")
+        colours = opened.page.evaluate(
+            """([x, steps]) => {
+                const canvas = document.querySelector('.scroller canvas');
+                const { data } = canvas.getContext('2d').getImageData(x, 0, 1, canvas.height);
+                return steps.map((y) => [...data.slice(4 * y, 4 * y + 3)]);
+            }""",
+            [
+                GUTTER + trace.chosen * column_of(opened) + 60,
+                [step * ROW + 4 for step in (last - 1, last, last + 1, last + 2)],
+            ],
+        )
+        before, three, zero, behind = colours
+        assert three == zero != before == behind
+        red, green, _ = three
+        assert (green > red) == right
+        assert (before[1] > max(before[0], before[2])) == right
+        opened.close()
+
+
+def column_of(opened: Opened) -> float:
+    return float(opened.scroller().evaluate("e => parseFloat(e.style.getPropertyValue('--column'))"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -317,11 +441,17 @@ def test_a_narrow_screen(browser: Browser, tmp_path: Path, scheme: str) -> None:
 
 
 def test_sixteen_threads_of_1024_tokens(browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Scrolls through all of it with the pointer on a token; the frames a second are told, the machine decides them."""
+    """Scrolls through all of it with the pointer on a token: a frame draws what is in sight, however long the run is.
+
+    The frames a second are told, the machine decides them.
+    """
     opened = Opened(browser, tmp_path, [synthetic_trace(threads=16, steps=1024, layers=7, heads=4)])
     opened.hover(5, 20)
-    spent = opened.page.evaluate(
+    spent, texts = opened.page.evaluate(
         """async () => {
+            let texts = 0;
+            const draw = CanvasRenderingContext2D.prototype.fillText;
+            CanvasRenderingContext2D.prototype.fillText = function (...what) { texts++; draw.apply(this, what); };
             const scroller = document.querySelector('.scroller');
             const frame = () => new Promise(requestAnimationFrame);
             await frame();
@@ -330,9 +460,11 @@ def test_sixteen_threads_of_1024_tokens(browser: Browser, tmp_path: Path, capsys
                 scroller.scrollTop = (n / 59) * scroller.scrollHeight;
                 await frame();
             }
-            return performance.now() - from;
+            return [performance.now() - from, texts];
         }"""
     )
+    in_sight = opened.page.evaluate("document.querySelector('.scroller').clientHeight") / ROW
+    assert 0 < texts / 60 < 2 * 17 * in_sight
     with capsys.disabled():
         print(f"\n16 threads x 1,024 tokens: {60_000 / spent:.0f} frames a second while scrolling")  # noqa: T201
     slider = opened.page.get_by_label("Time, in steps")

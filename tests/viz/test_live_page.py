@@ -166,7 +166,10 @@ def test_two_rows_at_the_width_of_a_phone(browser: Browser, tiny: Running) -> No
     page, wrong = opened(browser, tiny.url, viewport={"width": 360, "height": 740}, color_scheme="dark")
     run(page, ASK, 4, "both")
     page.get_by_text("Save as a file").wait_for()
-    assert page.locator(".pane h2").all_inner_texts() == ["LACE: threads read each other", "Independent threads"]
+    assert page.locator(".pane h2").all_inner_texts() == [
+        "LACE: threads read each other",
+        "Independent threads: the same model, lattice off",
+    ]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     boxes = [page.locator(".scroller").nth(n).bounding_box() for n in (0, 1)]
     assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]

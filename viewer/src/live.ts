@@ -7,7 +7,7 @@ import { LiveRun } from "./liverun";
 import { TokenPanel } from "./panels";
 import { Pane } from "./pane";
 import { shareLinks } from "./share";
-import { NAMES, type State } from "./state";
+import { NAMES, titleOf, type State } from "./state";
 import { themeButton } from "./theme";
 import { transcript } from "./transcript";
 import { Walk, WALK_KEYS } from "./walk";
@@ -135,14 +135,15 @@ async function run(signal: AbortSignal): Promise<void> {
     lace: { threads: count, strategy: name, expose: ["exchanges", "verdict", "trace"] },
   });
   try {
-    await Promise.all(runs.map((one) => listen(one, body(one.strategy), signal)));
+    // One after the other: the seconds of each are its own.
+    for (const one of runs) await listen(one, body(one.strategy), signal);
     await ended(`lace-${seed}.html`);
   } catch (error) {
     if (!signal.aborted) complain(error);
   }
   if (signal !== halt.signal) return; // another run has begun
   stop.hidden = true;
-  for (const one of runs) one.trouble ??= "stopped";
+  for (const one of runs) one.trouble = "stopped";
   redraw();
 }
 
@@ -180,7 +181,7 @@ async function listen(one: LiveRun, body: object, signal: AbortSignal): Promise<
 function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: string) => Promise<void> {
   const state: State = {
     layer: 0,
-    view: 0,
+    view: { head: 0, gated: true },
     heat: "read",
     now: 0,
     trail: TRAIL,
@@ -190,7 +191,7 @@ function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: strin
     pinned: false,
   };
   const panes: Pane<LiveRun>[] = [];
-  const names = runs.map((one) => NAMES[one.strategy]);
+  const names = runs.map((one) => titleOf(one.strategy, "the same model"));
   const walk = new Walk(panes, state, refresh, () => (status.textContent = token.inWords()));
   runs.forEach((one, number) => panes.push(new Pane(one, number, names[number], state, walk.handlers(number))));
   const token = new TokenPanel(panes, state, walk.go.bind(walk));
@@ -252,6 +253,7 @@ function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: strin
       refresh();
     });
     if (signal.aborted) return;
+    panes.forEach((pane) => pane.revealStrongest());
     status.textContent = panes.map((pane) => pane.inWords()).join(" ");
     end.append(...(await shareLinks(runs.map((one) => one.trace!), name)));
     stage.append(transcript(runs, names));

@@ -93,7 +93,7 @@ export class LiveRun implements Run {
       const { texts, marks } = this.threads[thread];
       if (texts.length === 0) continue;
       texts[texts.length - 1] += delta;
-      marks.push({ step: texts.length - 1, kind: "stop" });
+      marks.push({ step: texts.length - 1, kind: "stop", whom: null });
     }
     report.threads.forEach(({ label, tag, answer, correct, finish_reason }, n) =>
       Object.assign(this.threads[n], { label, tag, answer, correct, finish_reason }),
@@ -108,16 +108,20 @@ export class LiveRun implements Run {
     return 1; // weights are those behind the gate
   }
 
-  entries(_layer: number, _view: number, thread: number, step: number): Entry[] {
+  entries(_layer: number, _view: unknown, thread: number, step: number): Entry[] {
     return this.tokens[thread][step]?.exchanges ?? [];
   }
 
-  heat(_kind: string, _layer: number, _view: number, thread: number, step: number): number {
-    return this.entries(0, 0, thread, step).reduce((sum, entry) => sum + entry.weight, 0);
+  readOfOthers(): null {
+    return null; // the strongest are told alone
+  }
+
+  heat(_kind: string, _layer: number, view: unknown, thread: number, step: number): number {
+    return this.entries(0, view, thread, step).reduce((sum, entry) => sum + entry.weight, 0);
   }
 
   facts(_layer: number, thread: number, step: number): [string, string][] {
     if (step < this.threads[thread].given) return [["given", "part of the opening, not chosen"]];
-    return this.layers.length ? [["strongest readings", percent(this.heat("", 0, 0, thread, step))]] : [];
+    return this.layers.length ? [["strongest readings", percent(this.heat("", 0, null, thread, step))]] : [];
   }
 }

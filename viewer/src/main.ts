@@ -5,7 +5,7 @@ import { el, foreign, option } from "./dom";
 import { MatrixPanel, TokenPanel } from "./panels";
 import { Pane } from "./pane";
 import { Search } from "./search";
-import { HEATS, MARKS, NAMES, type Focus, type Heat, type State } from "./state";
+import { HEATS, MARKS, titleOf, type Focus, type Heat, type State } from "./state";
 import { themeButton } from "./theme";
 import { Timeline } from "./timeline";
 import { tracesOfPage, type Trace } from "./trace";
@@ -20,7 +20,7 @@ function start(traces: Trace[]): void {
   const steps = Math.max(...traces.map((trace) => trace.steps));
   const state: State = {
     layer: read ? read.layers[read.busiestLayer()] : -1,
-    view: 0,
+    view: { head: 0, gated: false },
     heat: read ? "gate" : "entropy",
     now: steps - 1,
     trail: 1,
@@ -30,7 +30,10 @@ function start(traces: Trace[]): void {
     pinned: false,
   };
   const status = el("p", { role: "status", class: "hidden" });
-  const names = traces.map((trace) => (trace.strategy === "lace" ? NAMES.lace : NAMES.independent));
+  const layers = [...new Set(traces.flatMap((trace) => trace.layers))].sort((a, b) => a - b);
+  const titles = traces.map((trace) => titleOf(trace.strategy, trace.model));
+  const alike = new Set(titles).size < titles.length;
+  const names = titles.map((title, n) => (alike ? `${title}, recording ${n + 1}` : title));
   const panes: Pane[] = [];
   const tell = () => (status.textContent = token.inWords());
   const walk = new Walk(panes, state, refresh, tell, {
@@ -61,7 +64,7 @@ function start(traces: Trace[]): void {
   };
   const pickers = read
     ? [
-        select("Layer", read.layers.map((layer) => option(layer, String(layer))), String(state.layer), (value) => {
+        select("Layer", layers.map((layer) => option(layer, String(layer))), String(state.layer), (value) => {
           state.layer = Number(value);
           tell();
         }),
@@ -70,10 +73,14 @@ function start(traces: Trace[]): void {
           [option(0, "mean"), ...Array.from({ length: read.heads }, (_, head) => option(head + 1, String(head)))],
           "0",
           (value) => {
-            state.view = Number(value);
+            state.view = { ...state.view, head: Number(value) };
             tell();
           },
         ),
+        select("Weight", [option("alone", "attention"), option("gated", "attention times gate")], "alone", (value) => {
+          state.view = { ...state.view, gated: value === "gated" };
+          tell();
+        }),
       ]
     : [];
   const controls = el(
@@ -101,16 +108,18 @@ function start(traces: Trace[]): void {
       el("h1", {}, "What the threads read of each other"),
       el("p", { class: "prompt" }, foreign(traces[0].prompt.trim())),
       controls,
+      signs(),
     ),
     el(
       "main",
       {},
       el("div", { class: "panes" }, ...panes.map((pane) => pane.element)),
-      el("aside", { "aria-label": "About the token and its threads" }, token.element, matrix.element, legend(traces)),
+      el("aside", { "aria-label": "About the token and its threads" }, matrix.element, token.element),
     ),
     timeline.element,
     transcript(traces, names),
     el("p", { id: "keys", class: "keys" }, KEYS),
+    ...legend(traces),
     status,
   );
 
@@ -161,28 +170,27 @@ function start(traces: Trace[]): void {
   resize();
 }
 
-function legend(traces: Trace[]): HTMLElement {
-  const gap = Math.max(...traces.map((trace) => trace.replayGap));
+function signs(): HTMLElement {
   const sign = (kind: string, text: string) => el("li", {}, el("span", { class: `sign ${kind}` }), text);
   return el(
-    "section",
-    { class: "legend", "aria-label": "Legend" },
-    el("h2", {}, "Signs"),
-    el(
-      "ul",
-      {},
-      ...Object.entries(MARKS).map(([kind, text]) => sign(kind, text)),
-      sign("heat", "strip beside a token: heat, strong is much"),
-      sign("star", "the thread that speaks for all"),
-    ),
-    el(
-      "p",
-      {},
-      "An arc leads from a token to what its thread read when it chose that token, one step before; its width and the " +
-        "percentage are the attention weight. A faint arc stands behind a gate that is nearly closed.",
-    ),
-    el("p", {}, `Log-probabilities of the recording and of the decoding differ by ${gap} nats at most.`),
+    "ul",
+    { class: "signs", "aria-label": "Signs" },
+    sign("star", "speaks for all"),
+    sign("right", "answer, verified right"),
+    sign("wrong", "wrong"),
+    ...Object.entries(MARKS).map(([kind, text]) => sign(kind, text)),
+    sign("heat", "heat"),
   );
+}
+
+function legend(traces: Trace[]): HTMLElement[] {
+  const gap = Math.max(...traces.map((trace) => trace.replayGap));
+  return [
+    "An arc leads from a token to what its thread read when it chose that token, one step before; its width and the " +
+      "percentage are the weight. A faint arc stands behind a gate that is nearly closed; what comes through is attention " +
+      "times gate. The strip beside a token is its heat.",
+    `Log-probabilities of the recording and of the decoding differ by ${gap} nats at most.`,
+  ].map((text) => el("p", { class: "keys" }, text));
 }
 
 try {

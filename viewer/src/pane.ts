@@ -2,12 +2,13 @@
 
 import { el, foreign } from "./dom";
 import { percent, type Focus, type State } from "./state";
-import type { Entry, Mark, Run, Thread, Trace } from "./trace";
+import { tokensOver, type Entry, type Mark, type Run, type Thread, type Trace } from "./trace";
 
 const ROW = 18;
 const GUTTER = 44;
 const STRIP = 5;
-const NARROWEST = 92;
+/** A tag, `[[success]]`, is whole. */
+const NARROWEST = 108;
 const WIDEST = 260;
 const FONT = '12px ui-monospace, "SF Mono", "DejaVu Sans Mono", Menlo, Consolas, monospace';
 /** Arcs below this weight are not drawn. */
@@ -18,6 +19,8 @@ const STRONG = 0.05;
 const MOST_ARCS = 80;
 /** Colours of read threads (Okabe and Ito); which thread it is also shows by where the arc ends. */
 const THREAD_COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#0072b2"];
+/** Of the first six threads, the next six, and so on. */
+const THREAD_DASHES = [[], [8, 4], [2, 3]];
 const MARK_COLOURS: Record<Mark["kind"], string> = { cite: "#56b4e9", fix: "#e69f00", stop: "#d55e00" };
 
 export interface Arc extends Entry {
@@ -38,6 +41,9 @@ interface Colours {
   back: string;
   alternate: string;
   chosen: string;
+  verified: string;
+  right: string;
+  wrong: string;
   text: string;
   faint: string;
   line: string;
@@ -58,6 +64,8 @@ export class Pane<Shown extends Run = Trace> {
   readonly scroller: HTMLElement;
   hits = new Set<number>();
   private readonly canvas = el("canvas", { "aria-hidden": "true" });
+  /** First and last token of each answer that was verified. */
+  private answers: ([number, number] | null)[] = [];
   private readonly summary = el("header", {});
   private readonly heads = el("div", { class: "heads", role: "list", "aria-label": "Threads" });
   private readonly field: HTMLElement;
@@ -105,6 +113,7 @@ export class Pane<Shown extends Run = Trace> {
     this.summary.replaceChildren(el("h2", {}, title), el("p", {}, ...(trace.note === null ? this.outcome() : [trace.note])));
     this.heads.replaceChildren(el("span", { class: "corner", "aria-hidden": "true" }, "step"), ...trace.threads.map((_, n) => this.head(n)));
     this.scroller.setAttribute("aria-label", `${title}: ${trace.threads.length} threads, ${trace.steps} steps`);
+    this.answers = trace.threads.map((thread) => (thread.correct === null ? null : answerOf(thread)));
   }
 
   /** The answer, whose it is and why, and what it cost. */
@@ -174,6 +183,14 @@ export class Pane<Shown extends Run = Trace> {
     return found.sort((a, b) => b.weight * b.gate - a.weight * a.gate).slice(0, MOST_ARCS);
   }
 
+  /** Shows the strongest arc, unless the reader looks at a token. */
+  revealStrongest(): void {
+    const [strongest] = this.arcs();
+    if (!strongest || this.focus) return;
+    this.reveal(strongest.from.thread, strongest.from.step);
+    this.reveal(null, strongest.step);
+  }
+
   /** Keeps the newest token in sight, unless the reader has scrolled back. */
   follow(): void {
     const { scroller } = this;
@@ -241,6 +258,9 @@ export class Pane<Shown extends Run = Trace> {
       back: colour("back"),
       alternate: colour("alternate"),
       chosen: colour("chosen"),
+      verified: colour("verified"),
+      right: colour("right"),
+      wrong: colour("wrong"),
       text: colour("text"),
       faint: colour("faint"),
       line: colour("line"),
@@ -265,13 +285,14 @@ export class Pane<Shown extends Run = Trace> {
     trace.threads.forEach((thread, n) => {
       const x = GUTTER + n * column - scrollLeft;
       if (x > width || x + column < GUTTER) return;
-      context.fillStyle = trace.note === null && n === trace.chosen ? colours.chosen : n % 2 ? colours.alternate : colours.back;
+      context.fillStyle = this.tint(n);
       context.fillRect(x, 0, column, height);
       context.save();
       context.beginPath();
       context.rect(x, 0, column - 2, height);
       context.clip();
       const end = Math.min(last, thread.texts.length - 1);
+      this.drawAnswer(n, x, scrollTop);
       for (let step = first; step <= end; step++) this.drawToken(thread, n, step, x, step * ROW - scrollTop, letters);
       for (const mark of thread.marks) {
         if (mark.step < first || mark.step > end) continue;
@@ -285,6 +306,28 @@ export class Pane<Shown extends Run = Trace> {
     context.fillStyle = colours.accent;
     context.fillRect(0, now - 1, width, 1);
     this.drawArcs(width, height);
+  }
+
+  /** Green belongs to an answer that was verified, chosen or not. */
+  private tint(n: number): string {
+    const { trace, colours } = this;
+    if (trace.note === null && n === trace.chosen) return trace.threads[n].correct ? colours.verified : colours.chosen;
+    return n % 2 ? colours.alternate : colours.back;
+  }
+
+  /** What the verifier says, behind the answer's tokens. */
+  private drawAnswer(n: number, x: number, scrollTop: number): void {
+    const found = this.answers[n];
+    if (!found) return;
+    const [first, last] = found;
+    const { context, colours, column } = this;
+    const right = this.trace.threads[n].correct;
+    const y = first * ROW - scrollTop;
+    context.globalAlpha = first <= this.state.now ? 1 : 0.3;
+    context.fillStyle = right ? colours.right : colours.wrong;
+    context.fillRect(x + STRIP + 2, y + 1, column - STRIP - 6, (last - first + 1) * ROW - 2);
+    context.fillStyle = colours.text;
+    context.fillText(right ? "✓" : "✗", x + column - 16, y + ROW / 2 + 1);
   }
 
   private drawToken(thread: Thread, n: number, step: number, x: number, y: number, letters: number): void {
@@ -330,6 +373,7 @@ export class Pane<Shown extends Run = Trace> {
     context.clip();
     if (focus) this.outline(focus.thread, focus.step, colours.accent, 2);
     for (const arc of arcs.slice().reverse()) {
+      const turn = Math.floor(arc.thread / THREAD_COLOURS.length);
       const colour = THREAD_COLOURS[arc.thread % THREAD_COLOURS.length];
       const to = this.corner(arc.thread, arc.step);
       const from = this.corner(arc.from.thread, arc.from.step);
@@ -342,10 +386,12 @@ export class Pane<Shown extends Run = Trace> {
       context.strokeStyle = colour;
       context.globalAlpha = (0.25 + 0.55 * Math.min(1, arc.gate * 1.5)) * arc.fresh; // what is below stays readable
       context.lineWidth = 1 + 9 * arc.weight;
+      context.setLineDash(THREAD_DASHES[turn % THREAD_DASHES.length]);
       context.beginPath();
       context.moveTo(x0, y0);
       context.bezierCurveTo(x0 + bend, y0, x1 - bend, y1, x1, y1);
       context.stroke();
+      context.setLineDash([]);
       context.globalAlpha = arc.fresh;
       this.outline(arc.thread, arc.step, colour, 1.5);
       context.globalAlpha = 1;
@@ -379,6 +425,12 @@ export class Pane<Shown extends Run = Trace> {
     context.fillStyle = colours.text;
     context.fillText(text, right - width + 3, y + 1);
   }
+}
+
+/** First and last token of a thread's answer, where it stands as it was understood. */
+function answerOf({ texts, answer }: Thread): [number, number] | null {
+  const at = answer ? texts.join("").lastIndexOf(answer) : -1;
+  return at < 0 ? null : tokensOver(texts, at, at + answer!.length);
 }
 
 /** How a thread ended, in words. */

@@ -2,9 +2,11 @@
 
 import { el, foreign } from "./dom";
 import { shown, type Pane } from "./pane";
-import { MARKS, percent, type State } from "./state";
+import { markInWords, percent, type State } from "./state";
 import type { Run } from "./trace";
 
+/** Threads that the matrix has room for with cells of three digits. */
+const DENSE = 8;
 /** Arcs that are told in words. */
 const TOLD = 3;
 
@@ -30,9 +32,9 @@ export class TokenPanel {
     const pane = this.panes[focus.pane];
     const thread = pane.trace.threads[focus.thread];
     const head = `Thread ${thread.label}, step ${focus.step}: ${shown(thread, focus.step).slice(0, 200)}.`;
-    const marks = thread.marks.filter((mark) => mark.step === focus.step).map((mark) => ` It ${MARKS[mark.kind]}.`);
+    const marks = thread.marks.filter((mark) => mark.step === focus.step).map((mark) => ` It ${markInWords(mark)}.`);
     const arcs = pane.arcs();
-    if (arcs.length === 0) return `${head}${marks.join("")} It reads nobody.`;
+    if (arcs.length === 0) return `${head}${marks.join("")} ${this.noArcs(pane)}`;
     const reads = arcs.slice(0, TOLD).map((arc) => {
       const other = pane.trace.threads[arc.thread];
       return `${percent(arc.weight)} thread ${other.label}, step ${arc.step}, ${shown(other, arc.step).slice(0, 40)}`;
@@ -40,6 +42,21 @@ export class TokenPanel {
     const more = arcs.length > TOLD ? `; and ${arcs.length - TOLD} more` : "";
     const gate = arcs[0].gate < 1 ? `, through a gate that is ${percent(arcs[0].gate)} open` : "";
     return `${head}${marks.join("")} It reads ${reads.join("; ")}${more}${gate}.`;
+  }
+
+  /** Weight of what no arc shows, if it is known. */
+  private rest(pane: Pane<Run>): number | null {
+    const { thread, step } = this.state.focus!;
+    if (pane.layer < 0 || step < pane.trace.threads[thread].given) return null;
+    const all = pane.trace.readOfOthers(pane.layer, this.state.view, thread, step);
+    return all && Math.max(0, all - pane.arcs().reduce((sum, arc) => sum + arc.weight, 0));
+  }
+
+  private noArcs(pane: Pane<Run>): string {
+    if (pane.trace.layers.length === 0) return "These threads do not read each other.";
+    if (pane.layer < 0) return `Layer ${this.state.layer} was not recorded here.`;
+    const rest = this.rest(pane);
+    return rest ? `It reads no token with 1 % or more, all together with ${percent(rest)}.` : "It reads nobody.";
   }
 
   draw(): void {
@@ -75,12 +92,16 @@ export class TokenPanel {
       button.addEventListener("click", () => this.go(focus.pane, arc.thread, arc.step));
       reads.append(el("li", {}, button));
     }
+    const rest = this.rest(pane);
+    if (reads.childElementCount && rest !== null) {
+      reads.append(el("li", { class: "rest", "data-weight": rest }, `the rest, ${percent(rest)}`));
+    }
+    const marks = thread.marks.filter((mark) => mark.step === focus.step);
     this.body.replaceChildren(
       el("p", { class: "text" }, foreign(thread.texts[focus.step] || shown(thread, focus.step))),
+      ...marks.map((mark) => el("p", {}, el("span", { class: `sign ${mark.kind}` }), markInWords(mark))),
       facts,
-      ...(reads.childElementCount
-        ? [reads]
-        : [el("p", { class: "faint" }, pane.layer < 0 ? "These threads do not read each other." : "It reads nobody.")]),
+      reads.childElementCount ? reads : el("p", { class: "faint" }, this.noArcs(pane)),
     );
   }
 }
@@ -102,14 +123,15 @@ export class MatrixPanel {
         const { threads } = pane.trace;
         const cells = threads.map(() => threads.map(() => el("td", {})));
         const labels = threads.map((thread) => el("th", { scope: "col" }, String(thread.label)));
+        const dense = threads.length > DENSE ? " dense" : "";
         tables.push(
           el(
             "div",
-            { class: "matrix", tabindex: 0, role: "region", "aria-label": `Attention by thread. ${pane.inWords()}` },
+            { class: `matrix${dense}`, tabindex: 0, role: "region", "aria-label": `Attention by thread. ${pane.inWords()}` },
             el(
               "table",
               {},
-              el("caption", { class: "hidden" }, "Attention of each thread (row) on each other thread (column), in %"),
+              el("caption", { class: "hidden" }, "What each thread (row) reads of each other thread (column), in %"),
               el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "reads"), ...labels)),
               el(
                 "tbody",
@@ -119,11 +141,12 @@ export class MatrixPanel {
             ),
           ),
         );
+        tables.at(-1)!.style.setProperty("--columns", String(threads.length));
         return { pane, cells };
       });
     const span = el(
       "select",
-      {},
+      { "aria-label": "Window" },
       ...[0, 8, 32, 128].map((steps) => el("option", { value: steps }, steps ? `last ${steps} steps` : "all so far")),
     );
     span.addEventListener("change", () => {
@@ -133,9 +156,9 @@ export class MatrixPanel {
     this.element = el(
       "section",
       { class: "who", "aria-label": "Who reads whom" },
-      el("h2", {}, "Who reads whom"),
+      el("div", { class: "controls" }, el("h2", {}, "Who reads whom"), tables.length > 0 && span),
       ...(tables.length
-        ? [el("label", {}, "Window ", span), this.caption, ...tables]
+        ? [this.caption, ...tables]
         : [el("p", { class: "faint" }, "These threads do not read each other.")]),
     );
   }
@@ -146,20 +169,21 @@ export class MatrixPanel {
     if (key === this.drawn) return;
     this.drawn = key;
     const from = window ? Math.max(0, now - window + 1) : 0;
-    const heads = view > 0 ? `head ${view - 1}` : "mean of all heads";
-    this.caption.textContent = `Attention in %, steps ${from} to ${now}, layer ${layer}, ${heads}; rows read columns.`;
+    const heads = view.head > 0 ? `head ${view.head - 1}` : "mean of all heads";
+    const what = view.gated ? "Attention × gate" : "Attention";
+    this.caption.textContent = `${what}, %, steps ${from} to ${now}, layer ${layer}, ${heads}; rows read columns.`;
     for (const { pane, cells } of this.parts) {
-      if (pane.layer < 0) continue;
-      pane.trace.matrix(pane.layer, view, from, now).forEach((row, n) =>
-        row.forEach((share, m) => {
-          const cell = cells[n][m];
+      // A layer that only the other recording has shows as dashes.
+      const shares = pane.layer < 0 ? null : pane.trace.matrix(pane.layer, view, from, now);
+      const tenths = cells.length > DENSE ? 0.00995 : 0.0995;
+      cells.forEach((row, n) =>
+        row.forEach((cell, m) => {
+          const share = shares?.[n][m] ?? NaN;
           const none = Number.isNaN(share) || (n === m && share === 0);
-          cell.textContent = none ? "–" : (100 * share).toFixed(share < 0.0995 ? 1 : 0);
-          cell.style.setProperty("--share", none ? "0" : String(Math.min(1, share * 1.5)));
+          cell.textContent = none ? "–" : (100 * share).toFixed(share < tenths ? 1 : 0);
+          cell.style.setProperty("--share", none ? "0" : String(Math.min(1, share * (view.gated ? 6 : 1.5))));
         }),
       );
     }
   }
 }
-
-

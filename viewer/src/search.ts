@@ -2,6 +2,7 @@
 
 import { el } from "./dom";
 import type { Pane } from "./pane";
+import { tokensOver } from "./trace";
 
 interface Hit {
   pane: number;
@@ -11,10 +12,16 @@ interface Hit {
 
 export class Search {
   readonly element: HTMLElement;
-  private readonly box = el("input", { type: "search", placeholder: "Search", "aria-label": "Search the threads" });
+  private readonly box = el("input", {
+    type: "search",
+    placeholder: "Search",
+    "aria-label": "Search the threads",
+    title: "Enter goes to the next place, Shift and Enter to the one before",
+  });
   private readonly count = el("output", { class: "faint", "aria-live": "polite" });
   private hits: Hit[] = [];
-  private next = 0;
+  /** The hit that was gone to, -1 before the first. */
+  private at = -1;
 
   constructor(
     private readonly panes: Pane[],
@@ -23,9 +30,11 @@ export class Search {
   ) {
     this.box.addEventListener("input", () => this.find());
     this.box.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || this.hits.length === 0) return;
-      const hit = this.hits[this.next];
-      this.next = (this.next + 1) % this.hits.length;
+      const count = this.hits.length;
+      if (event.key !== "Enter" || count === 0) return;
+      this.at = event.shiftKey ? (Math.max(0, this.at) + count - 1) % count : (this.at + 1) % count;
+      this.count.textContent = ` ${this.at + 1} of ${count}`;
+      const hit = this.hits[this.at];
       go(hit.pane, hit.thread, hit.step);
     });
     this.element = el("span", { class: "search" }, this.box, this.count);
@@ -39,20 +48,17 @@ export class Search {
   private find(): void {
     const wanted = this.box.value.toLowerCase();
     this.hits = [];
-    this.next = 0;
+    this.at = -1;
     this.panes.forEach((pane, number) => {
       pane.hits = new Set();
       if (wanted === "") return;
       pane.trace.threads.forEach((thread, n) => {
-        const text = thread.texts.join("").toLowerCase();
-        let step = 0;
-        let end = thread.texts[0]?.length ?? 0;
+        // Each by itself: a small letter may be longer than its capital.
+        const texts = thread.texts.map((text) => text.toLowerCase());
+        const text = texts.join("");
         for (let at = text.indexOf(wanted); at >= 0; at = text.indexOf(wanted, at + wanted.length)) {
-          while (end <= at) end += thread.texts[++step].length;
+          const [step, last] = tokensOver(texts, at, at + wanted.length);
           this.hits.push({ pane: number, thread: n, step });
-          // All tokens that the hit goes over.
-          let [last, reach] = [step, end];
-          while (reach < at + wanted.length) reach += thread.texts[++last].length;
           for (let place = step; place <= last; place++) pane.hits.add(thread.start + place);
         }
       });

@@ -1,6 +1,16 @@
 // What the whole page agrees on; panes and panels draw it and change it.
 
+import type { Mark } from "./trace";
+
 export type Heat = "gate" | "read" | "entropy" | "surprise";
+
+/** What is taken for the weight of a reading. */
+export interface View {
+  /** 0 is the mean over heads, h + 1 head h. */
+  head: number;
+  /** Whether it is the attention times the gate, what really comes through, or the attention alone. */
+  gated: boolean;
+}
 
 export interface Focus {
   pane: number;
@@ -11,8 +21,7 @@ export interface Focus {
 export interface State {
   /** Number of a decoder layer, not its place. */
   layer: number;
-  /** 0 is the mean over heads, h + 1 head h. */
-  view: number;
+  view: View;
   heat: Heat;
   /** Playhead: the last step that is written. */
   now: number;
@@ -40,6 +49,13 @@ export const MARKS = {
   stop: "was closed, since another had finished",
 };
 
+/** What is told of a token with that mark. */
+export const markInWords = ({ kind, whom }: Mark): string => (whom === null ? MARKS[kind] : `cites thread ${whom}`);
+
 export const NAMES = { lace: "LACE: threads read each other", independent: "Independent threads" };
+
+/** What stands above the threads of a run, with what independent ones are compared with. */
+export const titleOf = (strategy: keyof typeof NAMES, model: string): string =>
+  strategy === "lace" ? NAMES.lace : `${NAMES.independent}: ${model}, lattice off`;
 
 export const percent = (share: number): string => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;

@@ -1,10 +1,12 @@
 // A recording as `lace.viz.trace` writes it: safetensors, with the rest as JSON in its metadata.
 
-import { percent, type Heat } from "./state";
+import { percent, type NAMES, type Heat, type View } from "./state";
 
 export interface Mark {
   step: number;
   kind: "cite" | "fix" | "stop";
+  /** Label of the other thread, where the text names it. */
+  whom: number | null;
 }
 
 export interface Thread {
@@ -39,11 +41,13 @@ export interface Run {
   /** What stands in place of the outcome as long as there is none. */
   readonly note: string | null;
   /** How far the gate stood open that a token's reading had to pass; by layer (a place in `layers`) and view. */
-  gate(layer: number, view: number, thread: number, step: number): number;
+  gate(layer: number, view: View, thread: number, step: number): number;
   /** What a token's reading rests on most, the strongest first. */
-  entries(layer: number, view: number, thread: number, step: number): Entry[];
+  entries(layer: number, view: View, thread: number, step: number): Entry[];
+  /** Weight of all entries of other threads together, if it is known. */
+  readOfOthers(layer: number, view: View, thread: number, step: number): number | null;
   /** Between 0 and 1. */
-  heat(kind: Heat, layer: number, view: number, thread: number, step: number): number;
+  heat(kind: Heat, layer: number, view: View, thread: number, step: number): number;
   /** Names and values of what else is known of a token. */
   facts(layer: number, thread: number, step: number): [string, string][];
 }
@@ -56,6 +60,15 @@ interface Tensor {
 const HALF = halfTable();
 /** Attention on a thread, from the byte that holds its square root. */
 const SHARE = Float32Array.from({ length: 256 }, (_, byte) => (byte / 255) ** 2);
+
+/** The first and the last token of those that hold the letters from `from` up to `to` of all texts together. */
+export function tokensOver(texts: string[], from: number, to: number): [number, number] {
+  let [first, end] = [0, texts[0].length];
+  while (end <= from) end += texts[++first].length;
+  let last = first;
+  while (end < to) end += texts[++last].length;
+  return [first, last];
+}
 
 /** Values of all half-precision numbers. */
 function halfTable(): Float32Array {
@@ -90,7 +103,7 @@ export class Trace implements Run {
   readonly note = null;
   readonly prompt: string;
   readonly model: string;
-  readonly strategy: string;
+  readonly strategy: keyof typeof NAMES;
   readonly threads: Thread[];
   readonly chosen: number;
   readonly chosenBy: string;
@@ -114,7 +127,7 @@ export class Trace implements Run {
     const rest = JSON.parse(header.__metadata__.lace_trace);
     let start = 0;
     this.threads = rest.threads.map((thread: any) => {
-      const marks = thread.marks.map(([step, kind]: [number, Mark["kind"]]) => ({ step, kind }));
+      const marks = thread.marks.map(([step, kind, whom]: [number, Mark["kind"], number | null]) => ({ step, kind, whom }));
       const placed = { ...thread, marks, start };
       start += thread.texts.length;
       return placed;
@@ -142,12 +155,14 @@ export class Trace implements Run {
     return step >= this.threads[thread].given;
   }
 
-  heat(kind: Heat, layer: number, view: number, thread: number, step: number): number {
+  heat(kind: Heat, layer: number, view: View, thread: number, step: number): number {
     if (!this.chosenByModel(thread, step)) return 0;
     if (kind === "entropy") return this.entropy(thread, step) / 2;
     if (kind === "surprise") return -this.logprob(thread, step) / 4;
     if (layer < 0) return 0;
-    return kind === "gate" ? this.gate(layer, view, thread, step) : this.readOfOthers(layer, view, thread, step);
+    return kind === "gate"
+      ? this.gate(layer, { ...view, gated: false }, thread, step)
+      : this.readOfOthers(layer, view, thread, step);
   }
 
   facts(layer: number, thread: number, step: number): [string, string][] {
@@ -159,11 +174,11 @@ export class Trace implements Run {
     ];
     if (layer < 0) return facts;
     const gates = Array.from(this.gates(layer, thread, step), (gate) => gate.toFixed(2));
-    const shares = gates.map((_, head) => this.readOfOthers(layer, head + 1, thread, step).toFixed(2));
+    const shares = gates.map((_, head) => this.attention(layer, head + 1, thread, step).toFixed(2));
     return [
       ...facts,
       ["gates by head", gates.join(" ")],
-      ["reads of others", percent(this.readOfOthers(layer, 0, thread, step))],
+      ["attends to others", percent(this.attention(layer, 0, thread, step))],
       ["the same by head", shares.join(" ")],
     ];
   }
@@ -183,39 +198,61 @@ export class Trace implements Run {
     return data.subarray(from, from + shape[2]);
   }
 
-  /** The mean of all heads, or one head. */
-  gate(layer: number, view: number, thread: number, step: number): number {
+  /** Of what is weighted by the gate already, 1; else of one head, or the mean of all. */
+  gate(layer: number, view: View, thread: number, step: number): number {
+    if (view.gated) return 1;
     const gates = this.gates(layer, thread, step);
-    if (view > 0) return gates[view - 1];
+    if (view.head > 0) return gates[view.head - 1];
     let sum = 0;
     for (let head = 0; head < gates.length; head++) sum += gates[head];
     return sum / gates.length;
   }
 
-  /** Attention on each thread, of the mean of all heads or of one head. */
-  private mass(layer: number, view: number, thread: number, step: number): Float64Array {
+  /** Weight of each thread, of the mean of all heads or of one head. */
+  private mass(layer: number, view: View, thread: number, step: number): Float64Array {
     const { shape, data } = this.tensor("mass_YGHN");
     const [, tokens, heads, size] = shape;
     const from = (layer * tokens + this.threads[thread].start + step) * heads * size;
     const shares = new Float64Array(size);
-    const [first, end] = view > 0 ? [view - 1, view] : [0, heads];
+    const [first, end] = view.head > 0 ? [view.head - 1, view.head] : [0, heads];
+    const gates = this.gates(layer, thread, step);
     for (let head = first; head < end; head++) {
-      for (let other = 0; other < size; other++) shares[other] += SHARE[data[from + head * size + other]] / (end - first);
+      const part = (view.gated ? gates[head] : 1) / (end - first);
+      for (let other = 0; other < size; other++) shares[other] += part * SHARE[data[from + head * size + other]];
     }
     return shares;
   }
 
-  /** Attention on all other threads together. */
-  private readOfOthers(layer: number, view: number, thread: number, step: number): number {
+  readOfOthers(layer: number, view: View, thread: number, step: number): number {
     return this.mass(layer, view, thread, step).reduce((sum, share, other) => (other === thread ? sum : sum + share), 0);
   }
 
-  /** View 0 is the mean over heads, view h + 1 head h. */
-  entries(layer: number, view: number, thread: number, step: number): Entry[] {
-    if (this.layers.length === 0) return [];
+  private attention(layer: number, head: number, thread: number, step: number): number {
+    return this.readOfOthers(layer, { head, gated: false }, thread, step);
+  }
+
+  entries(layer: number, view: View, thread: number, step: number): Entry[] {
+    if (!view.gated) return this.kept(layer, view.head, thread, step);
+    const gates = this.gates(layer, thread, step);
+    if (view.head > 0) return this.kept(layer, view.head, thread, step, gates[view.head - 1]);
+    // The mean of what comes through each head, as far as its entries were kept.
+    const sums = new Map<string, Entry>();
+    for (let head = 1; head <= gates.length; head++) {
+      for (const entry of this.kept(layer, head, thread, step, gates[head - 1] / gates.length)) {
+        const key = `${entry.thread} ${entry.step}`;
+        const sum = sums.get(key);
+        if (sum) sum.weight += entry.weight;
+        else sums.set(key, entry);
+      }
+    }
+    return [...sums.values()].sort((a, b) => b.weight - a.weight);
+  }
+
+  /** The entries that the recording holds, of the mean over heads (0) or of head h (h + 1). */
+  private kept(layer: number, head: number, thread: number, step: number, part = 1): Entry[] {
     const { shape, data } = this.tensor("entries_YVGK");
     const weights = this.tensor("weights_YVGK").data;
-    const from = ((layer * shape[1] + view) * shape[2] + this.threads[thread].start + step) * shape[3];
+    const from = ((layer * shape[1] + head) * shape[2] + this.threads[thread].start + step) * shape[3];
     const found: Entry[] = [];
     for (let place = from; place < from + shape[3]; place++) {
       if (weights[place] === 0) continue;
@@ -223,20 +260,20 @@ export class Trace implements Run {
       found.push({
         thread: entry % this.threads.length,
         step: Math.floor(entry / this.threads.length),
-        weight: weights[place],
+        weight: part * weights[place],
       });
     }
     return found;
   }
 
-  /** Weight of the first of `entries`. */
-  private topWeight(layer: number, view: number, thread: number, step: number): number {
+  /** Weight of the first of `kept`. */
+  private topWeight(layer: number, head: number, thread: number, step: number): number {
     const { shape, data } = this.tensor("weights_YVGK");
-    return data[((layer * shape[1] + view) * shape[2] + this.threads[thread].start + step) * shape[3]];
+    return data[((layer * shape[1] + head) * shape[2] + this.threads[thread].start + step) * shape[3]];
   }
 
-  /** Mean attention of each thread (row) on each thread (column) over the steps from..to. */
-  matrix(layer: number, view: number, from: number, to: number): number[][] {
+  /** Mean weight of each thread (column) in what each thread (row) reads, over the steps from..to. */
+  matrix(layer: number, view: View, from: number, to: number): number[][] {
     const size = this.threads.length;
     const sums = this.runningSums(layer, view);
     return this.threads.map((thread, row) => {
@@ -250,9 +287,9 @@ export class Trace implements Run {
     });
   }
 
-  /** For each step, the attention of all steps before it, by reading and read thread. */
-  private runningSums(layer: number, view: number): Float64Array {
-    const key = `${layer} ${view}`;
+  /** For each step, the weights of all steps before it, by reading and read thread. */
+  private runningSums(layer: number, view: View): Float64Array {
+    const key = `${layer} ${view.head} ${view.gated}`;
     const known = this.sums.get(key);
     if (known) return known;
     const size = this.threads.length;
