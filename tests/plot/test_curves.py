@@ -31,13 +31,16 @@ def _row(group: str, threads: int, max_tokens: int = 100) -> dict[str, Any]:
 
 
 def _report(counts: list[int], budgets: list[int]) -> dict[str, Any]:
-    return {"groups": [_row(g, n, m) for g in ("lace", "isolated") for m in budgets for n in reversed(counts)]}
+    return {
+        "task": "countdown",
+        "groups": [_row(g, n, m) for g in ("lace", "isolated") for m in budgets for n in reversed(counts)],
+    }
 
 
 def test_curves_against_threads_tokens_and_steps() -> None:
     figure, note = report_figure(_report([1, 2, 4], [100]), "width")
     assert note is None
-    assert figure.get_suptitle() == "width: n = 500, 95 % intervals"
+    assert figure.get_suptitle() == "Accuracy against the number of threads: countdown, n = 500, 95 % intervals"
     threads, tokens, steps = figure.axes
     for panel, lace_x, isolated_x in (
         (threads, [1, 2, 4], [1, 2, 4]),
@@ -104,7 +107,10 @@ def test_errors(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "no report of lace eval"),
         ('{"rows": []}', "no report of lace eval"),
-        (json.dumps({"groups": [_row("lace", 2), {"group": "lace"}]}), "group 1 lacks strategy, threads"),
+        (
+            json.dumps({"task": "countdown", "groups": [_row("lace", 2), {"group": "lace"}]}),
+            "group 1 lacks strategy, threads",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):

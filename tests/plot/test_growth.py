@@ -22,7 +22,7 @@ def _report(threads: list[int], lengths: list[int]) -> dict[str, Any]:
 
 def test_times_and_ratios_along_both() -> None:
     figure = growth_figure(_report([1, 4], [8, 16, 32]), "growth")
-    assert figure.get_suptitle() == "growth: model, float32, cpu"
+    assert figure.get_suptitle() == "Step time, lattice on and off: model, float32, cpu"
     by_threads, by_length, ratio_by_threads, ratio_by_length = figure.axes
     assert [len(panel.lines) for panel in figure.axes] == [6, 4, 4, 3]  # on and off; ratios, and a line at 1
     assert by_threads.lines[0].get_xdata().tolist() == [1, 4]

@@ -64,6 +64,8 @@ def test_one_run(tmp_path: Path) -> None:
 def test_runs_over_one_another(tmp_path: Path) -> None:
     folders = [_log(tmp_path / name / "grpo", _grpo(gain)) for name, gain in (("with", 1.0), ("without", 0.5))]
     figures = run_figures(read_runs(folders))
+    assert figures["training"].get_suptitle() == "Training: 2 runs"
+    assert figures["gate"].get_suptitle() == "Mean gate by layer, while training: 2 runs"
     legend = figures["training"].legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["with", "without"]
     for panel in figures["training"].axes:

@@ -26,6 +26,7 @@ X_AXES = {
     "tokens": "tokens of a puzzle, all threads",
     "steps": "steps of a puzzle (latency)",
 }
+AGAINST = {"threads": "the number of threads", "max_tokens": "the budget of a thread"}
 BESIDE = {"threads": "N", "max_tokens": "the budget"}
 """What is written beside the points of latency."""
 _NEEDED = ("group", "strategy", "threads", "max_tokens", "n", "metrics", "tokens", "steps")
@@ -69,8 +70,8 @@ def read_report(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON") from None
     if isinstance(report, dict) and ("bench" in report or "observed" in report):
         return report
-    if not isinstance(report, dict) or not report.get("groups"):
-        raise ValueError(f"{path} is no report of lace eval: it has no groups")
+    if not isinstance(report, dict) or not report.get("groups") or "task" not in report:
+        raise ValueError(f"{path} is no report of lace eval: it has no task with groups")
     for number, row in enumerate(report["groups"]):
         if missing := [name for name in _NEEDED if name not in row]:
             raise ValueError(f"{path}, group {number} lacks {', '.join(missing)}")
@@ -82,7 +83,7 @@ def report_figure(report: dict[str, Any], title: str) -> tuple[Figure, str | Non
 
     Args:
         report: as `read_report` returns it.
-        title: of the figure.
+        title: its name, for messages.
 
     Returns:
         The figure, and a line that says what it lacks, if it lacks something.
@@ -112,7 +113,8 @@ def report_figure(report: dict[str, Any], title: str) -> tuple[Figure, str | Non
         panels[-1].set_xlabel(f"{X_AXES['steps']}; beside each point {BESIDE[along]}")
         panels[0].set_ylabel("accuracy of the chosen answer")
         panels[0].yaxis.set_major_formatter(PERCENT)
-        figure.suptitle(f"{title}: n = {rows[0]['n']}, 95 % intervals", x=0.01, ha="left", weight="bold")
+        about = f"Accuracy against {AGAINST[along]}: {report['task']}, n = {rows[0]['n']}, 95 % intervals"
+        figure.suptitle(about, x=0.01, ha="left", weight="bold")
         handles, labels = panels[0].get_legend_handles_labels()
         if any(curve.independent for curve in curves):
             handles += panels[0].plot([], [], color="#555555", linestyle=":", linewidth=1.2)

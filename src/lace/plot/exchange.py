@@ -43,10 +43,15 @@ def exchange_figures(report: dict[str, Any]) -> dict[str, Figure]:
     tasks: dict[str, dict[str, Any]] = report["tasks"]
     title = report["observed"]
     with style():
-        figures = {"gates": _gates(tasks, title), "life": _life(tasks, title), "diversity": _diversity(tasks, title)}
+        figures = {
+            "gates": _gates(tasks, f"Gates and attention to other threads by layer: {title}"),
+            "life": _life(tasks, f"Attention to other threads over the life of a thread: {title}"),
+            "diversity": _diversity(tasks, f"How much threads differ over time: {title}"),
+        }
         for task, found in tasks.items():
-            figures[f"{task}-moments"] = _moments(found, f"{title}: {_about(task, found)}")
-            figures[f"{task}-heads"] = _heads(found, f"{title}: {_about(task, found)}")
+            about = f"{title}, {_about(task, found)}"
+            figures[f"{task}-moments"] = _moments(found, f"Attention to other threads around moments: {about}")
+            figures[f"{task}-heads"] = _heads(found, f"What each head reads and is needed for: {about}")
     return figures
 
 

@@ -39,11 +39,14 @@ def growth_figure(report: dict[str, Any], title: str) -> Figure:
             other = "length" if along == "threads" else "threads"
             _draw(times, ratios, rows, along, other)
             ratios.set_xlabel(AXES[along])
-            times.legend(title=f"{LEGENDS[other]} (dashed: lattice off)", fontsize="small")
+            # Above the lines, which fill the panel up to its top where the times grow.
+            title = f"{LEGENDS[other]} (dashed: lattice off)"
+            lines = len(times.get_legend_handles_labels()[0])
+            times.legend(title=title, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=lines)
         grid[0, 0].set_ylabel("time of a step, ms")
         grid[1, 0].set_ylabel("lattice on / off")
         about = f"{report['bench']}, {report['dtype']}, {report['device']}"
-        figure.suptitle(f"{title}: {about}", x=0.01, ha="left", weight="bold")
+        figure.suptitle(f"Step time, lattice on and off: {about}", x=0.01, ha="left", weight="bold")
     return figure
 
 

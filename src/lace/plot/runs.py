@@ -160,7 +160,7 @@ def _training(runs: Sequence[Run], metrics: Sequence[str]) -> Figure:
         for number, run in enumerate(runs):
             _draw(panel, run, metric, label=run.label, **look(number))
         _dress(panel, metric, TITLES.get(metric, metric))
-    _title(figure, runs, panels[0])
+    _title(figure, runs, panels[0], "Training")
     return figure
 
 
@@ -185,7 +185,7 @@ def _layers(runs: Sequence[Run], name: str, metrics: Sequence[str]) -> Figure:
             _draw(panel, run, metric, label=run.label, **look(number))
     for panel, metric in zip(panels, metrics, strict=True):  # once all that shares the axis is drawn
         _dress(panel, name, f"{LATTICE[name]}, layer {metric.rpartition('/')[2]}")
-    _title(figure, runs, panels[0])
+    _title(figure, runs, panels[0], f"{LATTICE[name]} by layer, while training")
     return figure
 
 
@@ -228,9 +228,9 @@ def _dress(panel: Axes, metric: str, title: str) -> None:
         panel.yaxis.set_major_formatter(PLAIN)
 
 
-def _title(figure: Figure, runs: Sequence[Run], panel: Axes) -> None:
-    if len(runs) == 1:
-        figure.suptitle(runs[0].label, x=0.01, ha="left", weight="bold")
-    else:
+def _title(figure: Figure, runs: Sequence[Run], panel: Axes, title: str) -> None:
+    what = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
+    figure.suptitle(f"{title}: {what}", x=0.01, ha="left", weight="bold")
+    if len(runs) > 1:
         handles, labels = panel.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(len(runs), 4))
+        figure.legend(handles, labels, loc="outside lower left", ncols=min(len(runs), 4))
