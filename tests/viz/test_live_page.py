@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = needs_chromium
+ROW = 18
 ASK = "Use 8, 14 and 12 to make 16"
 HOSTILE = "<script>window.hit = 1</script> שלום \u202eabc 🧵👩‍🚀 " + "a" * 10_000
 
@@ -125,6 +126,12 @@ def test_threads_stream_and_arcs_are_those_of_the_api(browser: Browser, puzzles:
         mine = [t for t in tokens if t["thread"] == n and not t["given"]]
         assert text.strip() == "".join(t["delta"] for t in mine).strip()
 
+    settle(page)
+    top, height = page.locator(".scroller").evaluate("e => [e.scrollTop, e.clientHeight]")
+    reads = [(read["weight"], read["step"]) for token in tokens for read in token["exchanges"]]
+    strongest_at = [step for weight, step in reads if weight > max(reads)[0] - 2e-3]
+    assert any(top <= step * ROW < top + height for step in strongest_at), (top, height, strongest_at)
+
     # The way of the keyboard to the tokens that have read most.
     strongest = sorted((t for t in tokens if t["exchanges"]), key=lambda t: -t["exchanges"][0]["weight"])[:3]
     scroller = page.locator(".scroller")
@@ -164,8 +171,13 @@ def test_threads_stream_and_arcs_are_those_of_the_api(browser: Browser, puzzles:
 
 def test_two_rows_at_the_width_of_a_phone(browser: Browser, tiny: Running) -> None:
     page, wrong = opened(browser, tiny.url, viewport={"width": 360, "height": 740}, color_scheme="dark")
+    told: list[str] = []
+    page.on("request", lambda request: told.append(f"asked {strategy_of(request)}"))
+    page.on("requestfinished", lambda request: told.append(f"answered {strategy_of(request)}"))
     run(page, ASK, 4, "both")
     page.get_by_text("Save as a file").wait_for()
+    runs = [each for each in told if not each.endswith("None")]  # one after the other: neither slows the other down
+    assert runs == ["asked lace", "answered lace", "asked independent", "answered independent"]
     assert page.locator(".pane h2").all_inner_texts() == [
         "LACE: threads read each other",
         "Independent threads: the same model, lattice off",
@@ -178,6 +190,11 @@ def test_two_rows_at_the_width_of_a_phone(browser: Browser, tiny: Running) -> No
     assert sum(map(int, back[4:-1].split(","))) < 380
     assert wrong == []
     page.close()
+
+
+def strategy_of(request: Any) -> str | None:
+    """Of a run that is asked for; None for other requests."""
+    return json.loads(request.post_data)["lace"]["strategy"] if request.post_data else None
 
 
 def test_what_a_screen_reader_is_told(browser: Browser, tiny: Running) -> None:
