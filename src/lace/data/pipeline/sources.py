@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lace.data.pipeline.config import ChampSource, FileSource, HubSource, ReasoningGymSource, Source
+from lace.data.pipeline.gym_scores import check_task
 from lace.data.pipeline.item import Question, Rejection
 from lace.data.pipeline.keyed_log import content_hash
 from lace.data.pipeline.text import printable, well_formed
@@ -153,6 +154,7 @@ def _reasoning_gym(source: ReasoningGymSource) -> Iterator[Question]:
         task = reasoning_gym.create_dataset(source.task, seed=source.seed, size=source.size, **source.config)
     except (ValueError, TypeError, AssertionError) as error:
         raise ValueError(f"reasoning-gym cannot make the task {source.task!r}: {error}") from None
+    check_task(source.task)
     short = content_hash(source.config)[:6] if source.config else "plain"
     for index in range(source.size):
         entry = task[index]

@@ -3,24 +3,31 @@
 `exact`: the same text but for case and white space. `math`: the same mathematical object (math-verify).
 `reasoning-gym`: the score of the task that asked. `module:function`: a function of the user, called with the question
 (a dictionary of id, text, answer and data) and the answer, which returns whether that is right.
+
+Answers are a model's text, and none of it is executed. What math-verify 0.9 does was read: it evaluates expressions of
+digits, signs and brackets alone, and of LaTeX it makes symbols. See `gym_scores` for reasoning-gym.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import hashlib
 import multiprocessing
+import re
 from collections.abc import Collection
-from functools import cache, lru_cache
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from lace.data.pipeline import gym_scores
+from lace.data.pipeline.config import ChampSource, DataConfig, ReasoningGymSource
 from lace.data.pipeline.item import Question, Rejection
 
-FULL_SCORE = 1.0
-"""reasoning-gym gives parts of it for answers that merely contain the right one."""
+_FREE_NAME = re.compile(r"\\variable|__")
+"""The one way in LaTeX to a symbol whose name is any text, and what Python's own names hold; no answer needs them."""
 
 
 def is_right(verifier: str, question: dict[str, Any], answer: str) -> bool:
@@ -32,8 +39,7 @@ def is_right(verifier: str, question: dict[str, Any], answer: str) -> bool:
     if verifier == "math":
         return _same_mathematics(question["answer"], answer)
     if verifier == "reasoning-gym":
-        task = _task(json.dumps(question["data"], sort_keys=True))
-        return bool(task.score_answer(answer.strip(), task[question["data"]["index"]]) >= FULL_SCORE)
+        return gym_scores.is_right(question["data"], answer)
     return bool(_function(verifier)(question, answer))
 
 
@@ -53,8 +59,27 @@ def check_verifier(verifier: str) -> None:
         else:
             _function(verifier)
     except ImportError as error:
-        hint = "pip install 'lace-llm[data]'" if module else "verifiers are exact, math, reasoning-gym, module:function"
+        known = "verifiers are exact, math, reasoning-gym, module:function, a module beside the config or installed"
+        hint = "pip install 'lace-llm[data]'" if module else known
         raise ValueError(f"verifier {verifier!r}: {error}; {hint}") from None
+
+
+def named_verifiers(config: DataConfig) -> set[str]:
+    """All verifiers that the questions of a run may name."""
+    fixed = {ChampSource: "math", ReasoningGymSource: "reasoning-gym"}
+    return {fixed.get(type(source)) or source.verifier for source in config.questions.sources}  # type: ignore[union-attr]
+
+
+def verifier_source(verifier: str) -> str:
+    """A digest of the file that a user's function stands in; empty for the verifiers of this package.
+
+    Raises:
+        ValueError: one line, for a verifier that is not there.
+    """
+    check_verifier(verifier)
+    module, colon, _ = verifier.partition(":")
+    path = import_module(module).__file__ if colon else None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
 def _plain(text: str) -> str:
@@ -64,21 +89,14 @@ def _plain(text: str) -> str:
 def _same_mathematics(expected: str, answer: str) -> bool:
     from math_verify import parse, verify
 
+    if _FREE_NAME.search(answer):
+        return False
     # No time limits of their own: these work by signals in the main thread, ours by the end of the process.
     gold, found = (
         parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=None)
         for text in (expected, answer)
     )
     return bool(verify(gold, found, timeout_seconds=None))
-
-
-@lru_cache(maxsize=16)  # a task is made for each question, so that more would be kept the longer a run goes on
-def _task(data: str) -> Any:
-    """The reasoning-gym task that a question is of; its questions depend on seed and index alone."""
-    from reasoning_gym import create_dataset
-
-    values = json.loads(data)
-    return create_dataset(values["task"], seed=values["seed"], size=values["index"] + 1, **values["config"])
 
 
 @cache
@@ -127,7 +145,8 @@ class VerifierPool:
         try:
             return await asyncio.wrap_future(work)
         except TimeoutError:
-            raise Rejection("verifier time-out", f"{question.verifier} took more than {self.seconds:g} s") from None
+            message = f"{question.verifier} took more than verify.seconds = {self.seconds:g}"
+            raise Rejection("verifier time-out", message) from None
         except ProcessExpired as error:
             raise Rejection("verifier died", f"{question.verifier}: {error}") from None
         except Exception as error:
