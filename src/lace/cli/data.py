@@ -39,6 +39,7 @@ def run(
 
     logging.set_verbosity_error()
     config = read_config(config_file)
+    sys.path.append(str(config_file.resolve().parent))  # where a user's verifiers stand; processes inherit it
     command = shlex.join(["lace", *sys.argv[1:]])
     try:
         written = run_pipeline(config, command, executor, _helpers(config))

@@ -147,7 +147,7 @@ class FileSource(_Columns):
     kind: Literal["file"]
     path: Path
     verifier: str = "exact"
-    """`exact`, `math`, or a function of yours as `module:function`."""
+    """`exact`, `math`, or a function of yours as `module:function`, of a module beside the config or installed."""
 
 
 class HubSource(_Columns):

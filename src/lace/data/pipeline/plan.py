@@ -18,6 +18,7 @@ from lace.data.pipeline.context import Context
 from lace.data.pipeline.item import Item
 from lace.data.pipeline.keyed_log import content_hash
 from lace.data.pipeline.prompts import read_prompt
+from lace.data.pipeline.verifiers import named_verifiers, verifier_source
 from lace.data.stages.lattice import lattice
 from lace.data.stages.notes import notes
 from lace.data.stages.pass_rate import pass_rate
@@ -40,12 +41,14 @@ class StageKind:
     settings: tuple[str, ...]
     """Sections and keys of the config that it depends on."""
     prompts: tuple[str, ...] = ()
+    verifies: bool = False
+    """Whether it depends on the verifiers: on their time limit, and on the source of a user's functions."""
     version: int = 1
     """Of the code: raised when it makes something else of the same item."""
 
 
 STAGES = (
-    StageKind("pass-rate", pass_rate, ("base", "pass_rate", "run.seed"), ("attempt",)),
+    StageKind("pass-rate", pass_rate, ("base", "pass_rate", "run.seed"), ("attempt",), verifies=True, version=2),
     StageKind(
         "solutions",
         solutions,
@@ -53,8 +56,8 @@ STAGES = (
         ("solve",),
         version=2,
     ),
-    StageKind("verify", verify, ()),
-    StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",), 2),
+    StageKind("verify", verify, (), verifies=True, version=2),
+    StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",), version=2),
     StageKind("notes", notes, ("teacher", "asks", "notes", "student.tokenizer", "run.seed"), ("notes", "judge")),
     StageKind("lattice", lattice, ("student",)),
 )
@@ -85,7 +88,7 @@ def plan_stages(config: DataConfig) -> list[PlannedStage]:
 
     Raises:
         OSError: if a file of questions cannot be read.
-        ValueError: one line, for a prompt text that is none.
+        ValueError: one line, for a prompt text that is none, or a verifier that is not there.
     """
     files = [source.path for source in config.questions.sources if isinstance(source, FileSource)]
     files += [benchmark.path for benchmark in config.questions.benchmarks]
@@ -95,6 +98,9 @@ def plan_stages(config: DataConfig) -> list[PlannedStage]:
     for number, kind in enumerate(kinds, start=2):
         versions = [read_prompt(name, config.run.prompts).version for name in kind.prompts]
         settings = [_value(config, key) for key in kind.settings]
+        if kind.verifies:
+            functions = {verifier: verifier_source(verifier) for verifier in sorted(named_verifiers(config))}
+            settings += [config.verify.seconds, functions]
         fingerprint = content_hash(fingerprint, kind.name, kind.version, versions, settings)
         planned.append(_planned(config, number, kind.name, kind, fingerprint))
     return planned

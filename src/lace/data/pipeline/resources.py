@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from lace.data.pipeline.budget import Budget
-from lace.data.pipeline.config import ChampSource, DataConfig, Endpoint, ReasoningGymSource
+from lace.data.pipeline.config import DataConfig, Endpoint
 from lace.data.pipeline.context import Embed, Resources, Sampler
 from lace.data.pipeline.keyed_log import KeyedLog
 from lace.data.pipeline.teacher import Teacher
-from lace.data.pipeline.verifiers import VerifierPool
+from lace.data.pipeline.verifiers import VerifierPool, check_verifier, named_verifiers
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,23 @@ class Helpers:
     """The base model, where the config names an engine."""
     embed: Embed | None = None
     """The sentence encoder, where the config names one."""
+
+
+async def check_resources(config: DataConfig, helpers: Helpers) -> None:
+    """Whether a run will have all that its stages use, so that what is missing is told before any work is done.
+
+    Raises:
+        ValueError: one line, for a key that is missing, a verifier that is not there, or a helper that was not brought.
+    """
+    if config.base is not None and not isinstance(config.base, Endpoint) and helpers.sampler is None:
+        raise ValueError("base.engine: this executor cannot run an engine; give an endpoint as base.base_url")
+    if config.solutions.encoder is not None and helpers.embed is None:
+        raise ValueError("solutions.encoder: this executor has no sentence encoder; leave it out")
+    for verifier in named_verifiers(config):
+        check_verifier(verifier)
+    for endpoint in (config.base, config.teacher):
+        if isinstance(endpoint, Endpoint):
+            await Teacher(endpoint, concurrency=1).close()
 
 
 @asynccontextmanager
@@ -42,13 +59,9 @@ async def open_resources(
     """What a stage may use, for as long as it runs; the log of calls is closed with it.
 
     Raises:
-        ValueError: one line, for a key that is missing, a verifier that is not there, or a helper that was not brought.
+        ValueError: one line, for a key that is missing or a verifier that is not there.
     """
-    if config.base is not None and not isinstance(config.base, Endpoint) and helpers.sampler is None:
-        raise ValueError("base.engine: this executor cannot run an engine; give an endpoint as base.base_url")
-    if config.solutions.encoder is not None and helpers.embed is None:
-        raise ValueError("solutions.encoder: this executor has no sentence encoder; leave it out")
-    verifiers = VerifierPool(_verifiers(config), config.verify.processes, config.verify.seconds)
+    verifiers = VerifierPool(named_verifiers(config), config.verify.processes, config.verify.seconds)
     base = Teacher(config.base, concurrency, budget, waiting) if isinstance(config.base, Endpoint) else None
     teacher = Teacher(config.teacher, concurrency, budget, waiting)
     try:
@@ -71,9 +84,3 @@ async def open_resources(
         if base is not None:
             await base.close()
         await asyncio.to_thread(verifiers.close)
-
-
-def _verifiers(config: DataConfig) -> set[str]:
-    """All verifiers that the questions may name."""
-    fixed = {ChampSource: "math", ReasoningGymSource: "reasoning-gym"}
-    return {fixed.get(type(source)) or source.verifier for source in config.questions.sources}  # type: ignore[union-attr]

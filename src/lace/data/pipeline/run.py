@@ -31,7 +31,7 @@ from lace.data.pipeline.outcomes import count_kept, read_items, write_item, writ
 from lace.data.pipeline.outputs import write_outputs
 from lace.data.pipeline.plan import PlannedStage, calls_path, plan_stages
 from lace.data.pipeline.progress import StageProgress
-from lace.data.pipeline.resources import Helpers, open_resources
+from lace.data.pipeline.resources import Helpers, check_resources, open_resources
 from lace.data.pipeline.tokenizer import load_tokenizer
 from lace.provenance import source_commit
 
@@ -66,6 +66,8 @@ def run_pipeline(
     helpers = helpers or Helpers()
     tokenizer = load_tokenizer(config.student.tokenizer, config.student.revision)
     stages = plan_stages(config)
+    if not stages[0].outcomes.exists():  # else the first stage that is left tells as soon
+        asyncio.run(check_resources(config, helpers if executor == "local" else Helpers()))
     with _alone(config.run.out):
         _write_about(config, command, stages)
         budget = Budget(config.budget)
