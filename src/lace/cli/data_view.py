@@ -23,6 +23,7 @@ def print_stats(stats: Stats, console: Console) -> None:
     for column in stages.columns[1:]:
         column.justify = "right"
     reasons = Table("stage", "reason", "items", title="rejections")
+    unusable = Table("stage", "reason", "replies", title="replies that could not be used")
     for stage in stats.stages:
         mean = f"{stage.seconds / stage.calls:.2f}" if stage.calls else ""
         used = [f"{n:,}" for n in (stage.calls, stage.prompt_tokens, stage.completion_tokens)]
@@ -31,9 +32,12 @@ def print_stats(stats: Stats, console: Console) -> None:
         )
         for reason, count in stage.rejected.items():
             reasons.add_row(stage.name, reason, f"{count:,}")
+        for reason, count in stage.unusable.items():
+            unusable.add_row(stage.name, reason, f"{count:,}")
     console.print(stages)
-    if reasons.row_count:
-        console.print(reasons)
+    for table in (reasons, unusable):
+        if table.row_count:
+            console.print(table)
     console.print(_quality(stats))
 
 

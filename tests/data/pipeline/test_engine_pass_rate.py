@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from byte_tokenizer import byte_tokenizer
 from lace.cli.base_sampler import EngineSampler
 from lace.cli.models import load_engine
 from lace.data.pipeline.config import DataConfig, Engine
 from lace.data.pipeline.keyed_log import read_lines
+from lace.data.pipeline.prompts import read_prompt
 from lace.data.pipeline.resources import Helpers
 from lace.data.pipeline.run import run_pipeline
 from lace.engine.sampling import SamplingParams
@@ -20,6 +25,7 @@ from lace.tasks import chain_sum, countdown
 from lace.tasks.task import find_task
 from teachers.puzzles import puzzle_teacher
 from teachers.server import Server
+from tiny import SHAPE
 
 SAMPLES = 8
 
@@ -57,12 +63,40 @@ def test_an_engine_decides_which_questions_are_worth_a_teacher(
         line = lines[identity]
         if 0 < rate <= 0.5:
             assert line["item"]["pass_rate"] == rate
+            mark = line["item"]["history"][-1]
+            assert mark["models"] == ["puzzles"]
+            assert mark["prompts"][0].startswith("attempt ")
         else:
             assert (line["reason"], line["detail"]) == (
                 "solved too rarely" if rate == 0 else "solved too often",
                 f"pass rate {rate:.3g}",
             )
     assert len({line["kept"] for line in lines.values()}) == 2  # some of each, so that both ways were taken
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_a_model_is_asked_in_its_chat_format_or_by_the_plain_prompt(tmp_path: Path, template: str | None) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    shape: dict[str, Any] = {
+        **SHAPE,
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 1024,
+    }
+    Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=8)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    sampler = EngineSampler(Engine(engine=str(tmp_path), max_tokens=4))
+    messages = read_prompt("attempt").fill({"question": "What is 3 + 4?"})
+    plain = f"{messages[0]['content']}\n\nWhat is 3 + 4?"
+    assert sampler.prompt(messages) == (f"<user>{plain}<assistant>" if template else plain)
+    assert len(asyncio.run(sampler(messages, 3, 0))) == 3
 
 
 def test_an_engine_that_is_not_there_is_named(make_config: Callable[..., DataConfig], tmp_path: Path) -> None:

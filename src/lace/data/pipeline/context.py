@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,8 +29,12 @@ Embed = Callable[[Sequence[str]], Sequence[Sequence[float]]]
 class Sampler(Protocol):
     """A base model in this process."""
 
-    def __call__(self, text: str, count: int, seed: int) -> Awaitable[list[str]]:
-        """What it writes, `count` times over."""
+    @property
+    def model(self) -> str:
+        """Its name."""
+
+    def __call__(self, messages: list[dict[str, str]], count: int, seed: int) -> Awaitable[list[str]]:
+        """What it replies to messages, `count` times over."""
 
 
 @dataclass
@@ -71,6 +76,8 @@ class Context:
     models: dict[str, None] = field(default_factory=dict)
     prompts: dict[str, None] = field(default_factory=dict)
     seeds: dict[int, None] = field(default_factory=dict)
+    unusable: Counter[str] = field(default_factory=Counter)
+    """Replies by the reason why they could not be used."""
 
     @property
     def config(self) -> DataConfig:
@@ -108,12 +115,26 @@ class Context:
                 text = await self._call("teacher", item, prompt, values, kind, turn * self.config.asks + attempt)
                 return use(read_reply(text, kind))
             except Rejection as rejection:
+                self.unusable[rejection.reason] += 1
                 last = rejection
         raise last
 
     async def sample(self, item: Item, turn: int) -> str:
-        """One answer of the base model behind an endpoint."""
+        """One answer of the base model behind an endpoint.
+
+        Raises:
+            Rejection: if it refuses.
+        """
         return await self._call("base", item, "attempt", {"question": item.question.text}, None, turn)
+
+    async def sample_here(self, item: Item, count: int) -> list[str]:
+        """Answers of the base model in this process."""
+        sampler = self.resources.sampler
+        assert sampler is not None
+        text = read_prompt("attempt", self.config.run.prompts)
+        seed = self.rng(item, "pass rate").getrandbits(31)
+        self.models[sampler.model] = self.prompts[text.version] = self.seeds[seed] = None
+        return await sampler(text.fill({"question": item.question.text}), count, seed)
 
     async def check(self, question: Question, answer: str) -> bool:
         """Whether an answer is right.

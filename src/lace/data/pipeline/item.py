@@ -77,6 +77,8 @@ class Mark(_Frozen):
     prompts: tuple[str, ...] = ()
     """Names with versions."""
     seeds: tuple[int, ...] = ()
+    unusable: dict[str, int] = {}
+    """Replies that the stage could not use, by reason."""
 
 
 class Item(_Frozen):
@@ -107,3 +109,5 @@ class Rejection(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason, self.detail = reason, detail
+        self.unusable: dict[str, int] = {}
+        """Replies that the stage could not use, by reason; of an item that it rejected."""

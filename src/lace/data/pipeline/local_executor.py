@@ -37,6 +37,7 @@ async def decide(stage: PlannedStage, key: str, parent: str, item: Item, resourc
     try:
         result = await stage.kind.run(item, context)
     except Rejection as rejection:
+        rejection.unusable = dict(context.unusable)
         return rejection
     mark = Mark(
         stage=stage.name,
@@ -46,6 +47,7 @@ async def decide(stage: PlannedStage, key: str, parent: str, item: Item, resourc
         models=tuple(context.models),
         prompts=tuple(context.prompts),
         seeds=tuple(context.seeds),
+        unusable=dict(context.unusable),
     )
     return result.model_copy(update={"history": (*item.history, mark)})
 

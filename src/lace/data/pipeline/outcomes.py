@@ -1,7 +1,7 @@
 """Outcomes of a stage as lines of its log: an item, or a rejection with its reason.
 
 {"key": "…", "kept": true, "id": "…", "parent": "…", "item": {…}}
-{"key": "…", "kept": false, "id": "…", "parent": "…", "reason": "…", "detail": "…", "made": "…"}
+{"key": "…", "kept": false, "id": "…", "parent": "…", "reason": "…", "detail": "…", "unusable": {…}, "made": "…"}
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def write_item(log: KeyedLog, key: str, parent: str, item: Item) -> None:
 def write_rejection(log: KeyedLog, key: str, parent: str, rejection: Rejection, identity: str = "") -> None:
     """Appends a rejection."""
     values = {"kept": False, "id": identity, "parent": parent}
-    log.append(key, values | {"reason": rejection.reason, "detail": rejection.detail, "made": now()})
+    why = {"reason": rejection.reason, "detail": rejection.detail, "unusable": rejection.unusable}
+    log.append(key, values | why | {"made": now()})
 
 
 def count_kept(path: Path) -> int:

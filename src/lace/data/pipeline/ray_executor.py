@@ -89,11 +89,16 @@ def run_ray(
             left.stopped = left.stopped or row["stopped"]
             continue
         item = Item.model_validate_json(row["item"])
-        rejected = Rejection(row["reason"], row["detail"]) if row["reason"] else None
-        write(stage.key_of(row["parent"]), row["parent"], item, rejected or item)
+        write(stage.key_of(row["parent"]), row["parent"], item, _rejected(row) if row["reason"] else item)
     budget.add(int(totals[1]), float(totals[2]))
     shutil.rmtree(folder)
     return left
+
+
+def _rejected(row: dict[str, Any]) -> Rejection:
+    rejection = Rejection(row["reason"], row["detail"])
+    rejection.unusable = json.loads(row["unusable"])
+    return rejection
 
 
 def _write_pending(folder: Path, pending: Iterator[tuple[str, Item]]) -> None:
@@ -155,7 +160,7 @@ class StageActor:
     async def _decide(self, parent: str, text: str) -> dict[str, Any]:
         item = Item.model_validate_json(text)
         row: dict[str, Any] = {"parent": parent, "item": text, "calls": 0, "tokens": 0, "money": 0.0}
-        row |= dict.fromkeys(("reason", "detail", "failure", "stopped", "error"), "")
+        row |= dict.fromkeys(("reason", "detail", "unusable", "failure", "stopped", "error"), "")
         try:
             outcome = await decide(self.stage, self.stage.key_of(parent), parent, item, self.resources)
         except CallFailed as failure:
@@ -165,7 +170,8 @@ class StageActor:
         except ValueError as error:  # Ray would wrap it in the traceback of an actor
             return row | {"error": str(error)}
         if isinstance(outcome, Rejection):
-            return row | {"reason": outcome.reason, "detail": outcome.detail}
+            unusable = json.dumps(outcome.unusable)
+            return row | {"reason": outcome.reason, "detail": outcome.detail, "unusable": unusable}
         return row | {"item": outcome.model_dump_json()}
 
     def _count(self, calls: int, tokens: int, money: float) -> None:

@@ -32,6 +32,8 @@ class StageCounts:
     kept: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     """By reason."""
+    unusable: dict[str, int] = field(default_factory=dict)
+    """Replies that could not be used, by reason, whether or not asking again helped."""
     calls: int = 0
     """Finished ones, of all runs and settings with this folder."""
     prompt_tokens: int = 0
@@ -112,13 +114,15 @@ def as_json(stats: Stats) -> dict[str, Any]:
 
 
 def _stage_counts(out: Path, stage: dict[str, str]) -> StageCounts:
-    counts, rejected = StageCounts(stage["name"]), Counter[str]()
+    counts, rejected, unusable = StageCounts(stage["name"]), Counter[str](), Counter[str]()
     for line in read_lines(out / stage["folder"] / OUTCOMES_NAME):
         if line["kept"]:
             counts.kept += 1
+            unusable.update(line["item"]["history"][-1].get("unusable", {}))
         else:
             rejected[line["reason"]] += 1
-    counts.rejected = dict(rejected.most_common())
+            unusable.update(line.get("unusable", {}))  # earlier versions did not count them
+    counts.rejected, counts.unusable = dict(rejected.most_common()), dict(unusable.most_common())
     for line in read_lines(out / "calls" / f"{stage['name']}.jsonl"):
         counts.calls += 1
         counts.prompt_tokens += line["prompt_tokens"]
