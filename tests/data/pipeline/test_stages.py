@@ -100,13 +100,36 @@ def test_pass_rate_keeps_what_is_solved_sometimes(
 
 
 def test_pass_rate_of_a_model_in_this_process(decide: Callable[..., Item | Rejection]) -> None:
-    async def sampler(text: str, count: int, seed: int) -> list[str]:
-        return ["answer: 34", *["answer: none"] * (count - 1)]
+    class Sampler:
+        model = "mine"
 
-    helpers = Helpers(sampler=sampler)
+        async def __call__(self, messages: list[dict[str, str]], count: int, seed: int) -> list[str]:
+            assert [message["role"] for message in messages] == ["system", "user"]
+            assert 'begins with "answer:"' in messages[0]["content"]
+            assert messages[1]["content"] == QUESTION.text
+            return ["answer: 34", *["answer: none"] * (count - 1)]
+
+    helpers = Helpers(sampler=Sampler())
     outcome = decide("pass-rate", Item(question=QUESTION), always(""), helpers, pass_rate={"samples": 5})
     assert isinstance(outcome, Item)
     assert outcome.pass_rate == 0.2
+
+
+def test_a_sample_that_fails_counts_as_wrong(decide: Callable[..., Item | Rejection]) -> None:
+    count = [0]
+
+    def script(request: Any) -> Answer:
+        count[0] += 1
+        if count[0] == 1:
+            return Answer("", finish_reason="content_filter")
+        return Answer("", refusal="no") if count[0] == 2 else Answer("answer: 34" if count[0] == 3 else "answer: 35")
+
+    outcome = decide("pass-rate", Item(question=QUESTION), script, with_base=True, pass_rate={"samples": 5})
+    assert isinstance(outcome, Item)
+    assert outcome.pass_rate == 0.2
+    other = Item(question=QUESTION.model_copy(update={"id": "q2"}))
+    every = decide("pass-rate", other, lambda request: Answer("", refusal="no"), with_base=True)
+    assert reason(every) == "refusal", "no rate can be told where every sample fails"
 
 
 # --- solutions -------------------------------------------------------------------------------------------------------
@@ -218,6 +241,32 @@ def test_steps_keep_within_the_budget_or_are_shortened(decide: Callable[..., Ite
 def test_steps_that_cannot_be_used(decide: Callable[..., Item | Rejection], steps: list[str], expected: str) -> None:
     outcome = decide("steps", Item(question=QUESTION, labels=(1,), paths=(RIGHT,)), always({"steps": steps}))
     assert reason(outcome) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "last", "expected"),
+    [
+        ("34", "So the result is 31337.", "answer not in last step"),
+        ("34", "So the result is 134.", "answer not in last step"),
+        ("34", "So the result is 3.4.", "answer not in last step"),
+        ("34", "So the result is -34.", "answer not in last step"),
+        ("34", "So the result is 34.", None),
+        ("34", "42-8=34", None),
+        ("34.0", "It is $34.", None),
+        ("1,034", "It is 1034.", None),
+        ("\N{MINUS SIGN}34", "It is -34.", None),
+        ("Zoe is a knave", "hence zoe is  a knave.", None),
+        ("Zoe is a knave", "hence Zoe is a knight.", "answer not in last step"),
+        (r"\frac{68}{2}", "It is 68/2.", None),
+    ],
+)
+def test_a_thread_ends_at_the_answer_that_was_verified(
+    decide: Callable[..., Item | Rejection], answer: str, last: str, expected: str | None
+) -> None:
+    path = RIGHT.model_copy(update={"text": "Zoe is a knave. 17 + 25 = 42.\n42 - 8 = 34.", "answer": answer})
+    item = Item(question=QUESTION, labels=(1,), paths=(path,))
+    outcome = decide("steps", item, always({"steps": ["17 + 25 = 42.", last]}))
+    assert (outcome.reason if isinstance(outcome, Rejection) else None) == expected
 
 
 # --- notes and judgement ---------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
+
 from lace.data.pipeline.context import Context
 from lace.data.pipeline.gather import gather
 from lace.data.pipeline.item import Item, Path, Rejection
@@ -11,12 +14,29 @@ from lace.data.stages.solutions import refuse_tags
 TOKENS_PER_WORD = 1.5
 """What the teacher is told in words is counted in tokens."""
 
+_NUMBER = re.compile(r"(?<![\w.])[-\N{MINUS SIGN}]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\d)")
+
+
+def states(text: str, answer: str) -> bool:
+    """Whether a text has the answer in it: a number by its value, anything else word by word."""
+    if _NUMBER.fullmatch(answer):
+        return _value(answer) in map(_value, _NUMBER.findall(text))
+    return re.search(rf"(?<!\w){re.escape(_plain(answer))}(?!\w)", _plain(text)) is not None
+
+
+def _value(number: str) -> Decimal:
+    return Decimal(number.replace(",", "").replace("\N{MINUS SIGN}", "-"))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
 
 async def steps(item: Item, context: Context) -> Item:
     """Splits all paths.
 
     Raises:
-        Rejection: if one of them cannot be split, or cannot be brought under the budget.
+        Rejection: if one of them cannot be split, ends at another answer, or cannot be brought under the budget.
     """
     paths = await gather(_split(item, path, turn, context) for turn, path in enumerate(item.paths))
     return item.model_copy(update={"paths": tuple(paths)})
@@ -24,6 +44,7 @@ async def steps(item: Item, context: Context) -> Item:
 
 async def _split(item: Item, path: Path, turn: int, context: Context) -> Path:
     config = context.config.steps
+    literal = _NUMBER.fullmatch(path.answer) or states(path.text, path.answer)  # a formula may be written otherwise
 
     def usable(reply: Steps) -> list[str]:
         lines = [" ".join(step.split()) for step in reply.steps]
@@ -33,6 +54,8 @@ async def _split(item: Item, path: Path, turn: int, context: Context) -> Path:
             raise Rejection("empty", "a step has no text")
         for line in lines:
             refuse_tags(line)
+        if literal and not states(lines[-1], path.answer):
+            raise Rejection("answer not in last step", f"{path.answer!r} in {lines[-1][:200]!r}")
         return lines
 
     again = ""
