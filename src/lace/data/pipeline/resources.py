@@ -41,7 +41,7 @@ async def check_resources(config: DataConfig, helpers: Helpers) -> None:
         check_verifier(verifier)
     for endpoint in (config.base, config.teacher):
         if isinstance(endpoint, Endpoint):
-            await Teacher(endpoint, concurrency=1).close()
+            await Teacher(endpoint, concurrency=1, budget=Budget(config.budget)).close()
 
 
 @asynccontextmanager
