@@ -5,6 +5,17 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+CONFIG = """
+[student]
+tokenizer = "{student}"
+max_waiting = 4000
+[steps]
+max_tokens = 4000
+[notes]
+max_tokens = 400
+"""
+"""The sections of a config of `lace data` that such a student needs: a word is many tokens."""
+
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte: it can write whatever a teacher says."""

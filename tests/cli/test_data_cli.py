@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from byte_tokenizer import CONFIG as STUDENT
 from byte_tokenizer import byte_tokenizer
 from command import Run
 from lace.data.jsonl import find_files, read_records
@@ -71,13 +72,7 @@ size = 8
 kind = "reasoning-gym"
 task = "knights_knaves"
 size = 4
-[student]
-tokenizer = "{student}"
-max_waiting = 4000
-[steps]
-max_tokens = 4000
-[notes]
-max_tokens = 400
+{STUDENT.format(student=student)}
 [verify]
 seconds = 60.0
 {more}

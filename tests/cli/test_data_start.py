@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from byte_tokenizer import CONFIG as STUDENT
 from byte_tokenizer import byte_tokenizer
 from command import Run
 from teachers.puzzles import puzzle_teacher
@@ -25,13 +26,6 @@ kind = "file"
 path = "{folder}/q.jsonl"
 id = "id"
 verifier = "{verifier}"
-[student]
-tokenizer = "{folder}/student"
-max_waiting = 4000
-[steps]
-max_tokens = 4000
-[notes]
-max_tokens = 400
 [verify]
 seconds = 60.0
 """
@@ -46,7 +40,8 @@ def write(tmp_path: Path) -> Callable[[str, str], str]:
 
     def make(url: str, verifier: str) -> str:
         path = tmp_path / "c.toml"
-        path.write_text(CONFIG.format(out=tmp_path / "out", url=url, folder=tmp_path, verifier=verifier))
+        config = CONFIG.format(out=tmp_path / "out", url=url, folder=tmp_path, verifier=verifier)
+        path.write_text(config + STUDENT.format(student=tmp_path / "student"))
         return str(path)
 
     return make

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from byte_tokenizer import CONFIG as STUDENT
 from byte_tokenizer import byte_tokenizer
 from lace.data.assemble import assemble
 from lace.data.jsonl import find_files, read_records
@@ -308,15 +309,9 @@ retry_seconds = 0.01
 kind = "file"
 path = "{questions}"
 id = "id"
-[student]
-tokenizer = "{student}"
-max_waiting = 4000
+{STUDENT.format(student=student)}
 [verify]
 processes = 1
-[steps]
-max_tokens = 4000
-[notes]
-max_tokens = 400
 """)
     return read_config(path)
 

@@ -31,7 +31,7 @@ def read_sources(sources: Iterable[Source]) -> Iterator[Question | Rejection]:
     for source in sources:
         name = ""
         if isinstance(source, FileSource | HubSource) and not source.id:
-            name = Path(source.path).stem if isinstance(source, FileSource) else Path(source.path).name
+            name = _own_name(source)
             if name in names:
                 name = f"{name}-{content_hash(source.model_dump(mode='json'))[:6]}"
             names.add(name)
@@ -50,13 +50,17 @@ def read_source(source: Source, name: str = "") -> Iterator[Question | Rejection
     """
     if isinstance(source, FileSource):
         rows = read_rows(source.path)
-        return _columns(rows, source.path.name, source, name or source.path.stem)
+        return _columns(rows, source.path.name, source, name or _own_name(source))
     if isinstance(source, HubSource):
-        return _columns(_hub_rows(source), source.path, source, name or Path(source.path).name)
+        return _columns(_hub_rows(source), source.path, source, name or _own_name(source))
     if isinstance(source, ReasoningGymSource):
         return _reasoning_gym(source)
     assert isinstance(source, ChampSource)
     return _champ()
+
+
+def _own_name(source: FileSource | HubSource) -> str:
+    return source.path.stem if isinstance(source, FileSource) else Path(source.path).name
 
 
 def normalise(text: str) -> str:
