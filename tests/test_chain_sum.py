@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, permutations
+from itertools import accumulate, combinations, permutations
 from random import Random
 
 import pytest
 import reasoning_gym
 
-from lace.tasks.chain_sum import MAX_VALUE, Puzzle, check_range, generate, parse, puzzles, read_trace
+from lace.tasks.chain_sum import BLOCK, MAX_VALUE, ROUTES, Puzzle, check_range, generate, parse, puzzles, read_trace
 from lace.tasks.task import find_task, get_task
 
-PUZZLE = Puzzle(112, (35, -68, 30, -20, 11, -40))
+PUZZLE = Puzzle(112, (35, -68, 30, 12, -20, 11, -40, 15))
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def gym():
     return reasoning_gym.create_dataset("chain_sum", size=30, seed=3, min_terms=3, max_terms=9, min_digits=2)
 
 
-@pytest.mark.parametrize("answer", ["60", "61", " 60 ", "-60", "6 0", "none", "", None, "9" * 1500, "60 [[best]]"])
+@pytest.mark.parametrize("answer", ["87", "88", " 87 ", "-87", "8 7", "none", "", None, "9" * 1500, "87 [[best]]"])
 def test_score_agrees_with_reasoning_gym(gym, answer: str | None) -> None:
     assert PUZZLE.check(answer) == (gym.score_answer(answer, PUZZLE.to_entry()) == 1.0)
 
@@ -32,7 +32,7 @@ def test_questions_of_reasoning_gym_are_read(gym) -> None:
 
 
 def test_prompts_are_read_back() -> None:
-    assert PUZZLE.prompt == "Compute 112 + 35 - 68 + 30 - 20 + 11 - 40"
+    assert PUZZLE.prompt == "Compute 112 + 35 - 68 + 30 + 12 - 20 + 11 - 40 + 15"
     assert parse(PUZZLE.prompt) == PUZZLE
 
 
@@ -67,14 +67,17 @@ def test_splits_are_disjoint_and_draws_repeat() -> None:
     ("text", "expected"),
     [
         (
-            "112 + 35 = 147 , 147 - 68 = 79 , 79 + 30 = 109 109 ok 109 , 109 - 20 = 89 , 89 + 11 = 100 100 ok 100",
+            "7 7 , 112 + 35 = 147 , 147 - 68 = 79 , 79 + 30 = 109 , 109 + 12 = 121 121 121 ok , 121 - 20 = 101 101 101",
             (5, 0, 0),
         ),
-        ("112 - 68 = 44 , 44 + 30 = 74 , 74 + 35 = 109 109 ok 109 , 109 + 11 = 120 120 keep 120", (4, 0, 0)),
-        ("112 + 35 = 148 , 148 - 68 = 80 , 80 + 30 = 110 110 fix 109 , 109 - 20 = 89 89 ok 89", (4, 1, 0)),
-        ("112 + 35 = 147 , 147 - 20 = 127 127 ok 127", (2, 0, 1)),
-        ("112 + 35 = 147 , 147 + 35 = 182 182 ok 182", (2, 0, 1)),
-        ("112 + 35 = 147 , 146 - 68 = 78 78 ok 78", (2, 0, 1)),
+        (
+            "7 see 1 , 112 - 68 = 44 , 44 + 30 = 74 , 74 + 12 = 86 , 86 + 35 = 121 121 see 121 keep , 121 + 11 = 132",
+            (5, 0, 0),
+        ),
+        ("112 + 35 = 148 , 148 - 68 = 80 , 80 + 30 = 110 110 see 109 fix , 109 - 20 = 89 89 see 89 ok", (4, 1, 0)),
+        ("112 + 35 = 147 , 147 - 20 = 127 127 see 127 ok", (2, 0, 1)),
+        ("112 + 35 = 147 , 147 + 35 = 182 182 see 182 ok", (2, 0, 1)),
+        ("112 + 35 = 147 , 146 - 68 = 78 78 see 78 ok", (2, 0, 1)),
         ("1 + " + "9" * 6000 + " = 3", (1, 1, 0)),
         ("", (0, 0, 0)),
     ],
@@ -83,6 +86,13 @@ def test_trace_reading_finds_false_and_illegal_steps(text: str, expected: tuple[
     report = read_trace(PUZZLE, text)
     assert (report.steps, report.false_steps, report.illegal_steps) == expected
     assert report.attempts == ()
+
+
+def test_routes_share_few_sums() -> None:
+    sums = [{(frozenset(route[:n]), route[n]) for n in range(BLOCK)} for route in ROUTES]
+    assert all(sorted(route) == [*range(BLOCK)] for route in ROUTES)
+    assert not any(one & other for one, other in combinations(sums[:4], 2))
+    assert max(len(one & other) for one, other in combinations(sums, 2)) == 1
 
 
 def test_tasks_are_found_by_name() -> None:
@@ -101,9 +111,9 @@ def test_questions_find_their_task_and_those_out_of_range_are_refused() -> None:
         for puzzle in puzzles(50, 1, split):
             check_range(puzzle)
     for text, reason in {
-        "Compute 112 + 35 - 68 + 20 + 11": "multiple of 3 terms",
-        "Compute 112 + 5 - 68 + 20": "terms from 10 to 99",
-        "Compute 280 + 90 - 68 + 20": "stays from 1 to 299",
+        "Compute 112 + 35 - 68 + 20 + 11 + 12": "multiple of 4 terms",
+        "Compute 112 + 5 - 68 + 20 + 12": "terms from 10 to 99",
+        "Compute 780 + 90 - 68 + 20 + 12": "stays from 1 to 799",
     }.items():
         with pytest.raises(ValueError, match=reason):
             check_range(parse(text))

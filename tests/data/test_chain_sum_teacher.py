@@ -13,7 +13,7 @@ from lace.data.chain_sum_teacher import exact, sums, write_chain_sum, write_vote
 from lace.data.mistakes import SHAPE, Mistakes
 from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
 from lace.data.vocabulary import build_tokenizer
-from lace.tasks.chain_sum import generate, parse, read_trace
+from lace.tasks.chain_sum import ROUTES, generate, parse, read_trace
 
 LABELS = [9, 4, 30]
 
@@ -53,41 +53,48 @@ def test_strays_calculate_on_with_wrong_values_and_are_brought_back() -> None:
             verdicts = [step for step, word in enumerate(words) if word in ("ok", "keep", "fix")]
             for step, block in zip(verdicts, puzzle.blocks, strict=True):
                 right += sum(block)
-                stray = words[step + 1] != str(right)
-                assert {step, step + 1} <= wrong if stray else not {step, step + 1} & wrong
+                stray = words[step - 1] != str(right)
+                assert {step - 1, step} <= wrong if stray else not {step - 1, step} & wrong
                 strayed += stray
-                assert (words[step] == "fix") == (words[step + 1] != words[step - 3])
+                assert (words[step] == "fix") == (words[step - 1] != words[step - 3])
                 if step != verdicts[-1]:
-                    assert words[step + 3] == words[step + 1]
-            assert words[verdicts[-1] + 1] == str(puzzle.answer)
+                    assert words[step + 2] == words[step - 1]
+            assert words[verdicts[-1] - 1] == str(puzzle.answer)
     assert strayed > 30
 
 
 def test_verdicts_say_who_was_wrong() -> None:
     puzzle = parse("Compute 112 + 35 - 68")
-    results = iter([147, 79, 147, 80, 44, 79])
-
-    class Scripted(Random):
-        def sample(self, population, k, **kwargs):  # the last thread takes the terms the other way round
-            return list(population)[::-1] if len(drawn) >= 4 else list(population)
-
-    drawn: list[int] = []
+    results = iter([44, 79, 147, 80, 147, 79])
 
     def adder(rng: Random, x: int, y: int) -> int:
-        drawn.append(x)
         return next(results)
 
-    record, slips = write_chain_sum(puzzle, LABELS, Scripted(0), coordinated=True, adder=adder)
+    record, slips = write_chain_sum(puzzle, LABELS, Random(0), coordinated=True, adder=adder)
     texts = [" ".join(thread.tokens[3:]) for thread in record.threads]
-    assert texts[0] == "112 + 35 = 147 , 147 - 68 = 79 79 see keep 79 , answer: 79 [[success]] <eos>"
-    assert texts[1] == "112 + 35 = 147 , 147 - 68 = 80 80 see fix 79 , answer: 79 [[best]] <eos>"
-    assert texts[2].startswith("112 - 68 = 44 , 44 + 35 = 79 79 see keep 79 ,")
-    assert slips == [set(), {13}, set()]
-    assert record.threads[1].tokens[13] == "80"
+    assert texts[0] == "9 see 2 , 112 - 68 = 44 , 44 + 35 = 79 79 see 79 keep , answer: 79 [[success]] <eos>"
+    assert texts[1] == "4 see 1 , 112 + 35 = 147 , 147 - 68 = 80 80 see 79 fix , answer: 79 [[best]] <eos>"
+    assert texts[2].startswith("30 see 3 , 112 + 35 = 147 , 147 - 68 = 79 79 see 79 keep ,")
+    assert slips == [set(), {17}, set()]
+    assert record.threads[1].tokens[17] == "80"
     verdict = record.threads[1].tokens.index("fix")
     assert {(r.step, r.source, r.source_step) for r in record.threads[1].references} == {
-        (step, source, verdict - 3) for step in (verdict, verdict + 1) for source in (0, 2)
+        *((step, source, verdict - 4) for step in (verdict - 1, verdict) for source in (0, 2)),
+        *((5, source, 1) for source in (0, 2)),
     }
+
+
+@pytest.mark.parametrize("coordinated", [True, False])
+def test_every_thread_takes_the_route_that_it_names(coordinated: bool) -> None:
+    rng = Random(1)
+    puzzle = generate(rng, "train")
+    record, _ = write_chain_sum(puzzle, LABELS, rng, coordinated=coordinated)
+    places = [int(thread.tokens[5 if coordinated else 4]) for thread in record.threads]
+    assert places == ([2, 1, 3] if coordinated else [1, 4, 6])
+    for thread, place in zip(record.threads, places, strict=True):
+        words = thread.tokens[7 if coordinated else 6 :]
+        added = [int(words[6 * n + 1] + words[6 * n + 2]) for n in range(4)]
+        assert added == [puzzle.blocks[0][at] for at in ROUTES[place - 1]]
 
 
 def test_slips_are_not_learned_and_corrections_are(tmp_path: Path) -> None:
@@ -107,7 +114,7 @@ def test_slips_are_not_learned_and_corrections_are(tmp_path: Path) -> None:
                 slipped += step >= 3 and not learned[step]
                 if word == "fix":
                     assert learned[step]
-                    assert words[step - 3] != words[step + 1]
+                    assert words[step - 3] != words[step - 1]
     assert slipped > 30
 
 
@@ -141,20 +148,29 @@ def test_a_missing_or_foreign_table_is_one_clear_line(tmp_path: Path) -> None:
 def test_votes_ask_for_what_most_others_have() -> None:
     seen = set()
     for seed in range(20):
-        record, given = write_votes([3, 8, 20, 1], Random(seed))
+        record, given = write_votes([3, 8, 20, 1], Random(seed), coordinated=True)
         check_causality(record, "strict")
         rows = [thread.tokens[3:] for thread in record.threads]
         for at in range(0, len(rows[0]), 6):
             values = [row[at] for row in rows]
-            right = {row[at + 4] for row in rows}
+            right = {row[at + 3] for row in rows}
             assert len(right) == 1
             assert values.count(*right) > len(rows) / 2
             for row in rows:
                 wanted = "fix" if {row[at]} != right else "ok" if set(values) == right else "keep"
-                assert row[at + 3] == wanted
+                assert row[at + 4] == wanted
                 seen.add(wanted)
         assert all(steps == {*range(3, 3 + len(rows[0]), 6)} for steps in given)
     assert seen == {"ok", "keep", "fix"}
+
+
+def test_votes_of_threads_that_do_not_read_say_the_same_value_again() -> None:
+    record, given = write_votes([3, 8], Random(0), coordinated=False)
+    for thread, steps in zip(record.threads, given, strict=True):
+        rows = [thread.tokens[at : at + 5] for at in range(3, len(thread.tokens), 5)]
+        assert all(row == [row[0], row[0], row[0], "ok", ","] for row in rows)
+        assert steps == {*range(3, len(thread.tokens), 5)}
+        assert not thread.references
 
 
 def test_rows_of_sums_are_true() -> None:

@@ -1,11 +1,13 @@
 """A symbolic teacher for chained sums: threads that slip as the model does, and correct themselves and one another.
 
-All threads take the same blocks of terms in the same steps, each in an order of its own, so that the slip of one is
-rarely that of another. Behind a block every thread says its value a second time, which is what makes it readable for
-the others (the lattice reads what a layer's attention has fetched), looks at them (`see`), and writes a verdict and
-the right value: `fix` if its own was wrong, `keep` if another thread was seen to have a wrong one, else `ok`. The
-right value is always what is learned: a model weighs what it computes itself against what the others have written.
-What is not learned is the slip.
+All threads take the same blocks of terms in the same steps, each on a route of its own, so that the slip of one is
+rarely that of another: the thread of the smallest label takes the first route, the next the second. Threads that do
+not read each other know their own label alone, and take the route that belongs to it. Behind a block every thread says
+its value a second time, which is what makes it readable for the others (the lattice reads what a layer's attention has
+fetched), looks at them (`see`), and writes the right value and a verdict: `fix` if its own was wrong, `keep` if another
+thread was seen to have a wrong one, else `ok`. The value stands first: with the verdict first, threads learned to write
+`keep` whatever they saw, and then had to keep their own (docs/log.md). The right value is always what is learned: a
+model weighs what it computes itself against what the others have written. What is not learned is the slip.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Callable
 from random import Random
 
 from lace.data.record import LatticeRecord, Reference, ThreadRecord, opening_words
-from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, Puzzle, in_range
+from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, ROUTES, Puzzle, in_range
 
 WRONG_VOTES = 0.3
 """Share of the values in drills of verdicts that are wrong."""
@@ -33,14 +35,14 @@ def write_chain_sum(
 ) -> tuple[LatticeRecord, list[set[int]]]:
     """Writes the lattice of one puzzle.
 
-    A verdict stands three steps behind the value that it judges. Two would do in `strict` mode, but then the lattice
-    reads a value just written; a step more, and attention has fetched it (docs/log.md).
+    A value that stands is written three steps behind those that it rests on. Two would do in `strict` mode, but then
+    the lattice reads a value just written; a step more, and attention has fetched it (docs/log.md).
 
     Args:
         puzzle: what to add up.
         labels: one distinct label per thread.
         rng: decides every free choice.
-        coordinated: whether the threads read each other; else they judge their own value alone, and none is best.
+        coordinated: whether the threads read each other; else each goes on with its own value, and none is best.
         adder: makes the mistakes.
         stray: how often a thread leaves a block with a wrong value in spite of all, and calculates on with it. Threads
             that read the others can be brought back at the next verdict; those that do not, cannot.
@@ -48,15 +50,15 @@ def write_chain_sum(
     Returns:
         The record, and for each thread the steps of its slips.
     """
-    tokens, hands = [opening_words(label) for label in labels], [puzzle.start] * len(labels)
-    references: list[list[Reference]] = [[] for _ in labels]
+    tokens, routes, references = _openings(labels, coordinated)
+    hands = [puzzle.start] * len(labels)
     slips: list[set[int]] = [set() for _ in labels]
     right = puzzle.start
     for number, block in enumerate(puzzle.blocks):
         right += sum(block)
         later_blocks = puzzle.blocks[number + 1 :]
         for n, words in enumerate(tokens):
-            order = rng.sample(block, len(block))
+            order = [block[at] for at in routes[n] if at < len(block)]
             for place, term in enumerate(order):
                 x, value = hands[n], adder(rng, hands[n], term)
                 if not in_range(value, order[place + 1 :]):
@@ -70,16 +72,16 @@ def write_chain_sum(
         agreed = all(hand == right for hand in hands) or not coordinated
         for n, words in enumerate(tokens):
             words += ["see"] * coordinated
-            verdict, stated = _verdict(hands[n], right, agreed), right
+            stated, verdict = right, _verdict(hands[n], right, agreed)
             if later_blocks and rng.random() < stray:
                 stated = _astray(rng, hands[n], right, later_blocks[0])
             if stated != right:
                 verdict = "keep" if stated == hands[n] else "fix"
                 slips[n] |= {len(words), len(words) + 1}
-            words += [verdict, str(stated), ","]
+            words += [str(stated), verdict, ","]
             leaving[n] = stated
             if coordinated:
-                references[n] += _on_others(n, len(labels), written)
+                references[n] += _on_others(n, len(labels), written, (3, 4))
         hands = leaving
     for n, words in enumerate(tokens):
         best = coordinated and labels[n] == min(labels)
@@ -87,9 +89,12 @@ def write_chain_sum(
     return _record(puzzle.prompt, labels, tokens, references), slips
 
 
-def write_votes(labels: list[int], rng: Random, rounds: int = 8) -> tuple[LatticeRecord, list[set[int]]]:
+def write_votes(
+    labels: list[int], rng: Random, *, coordinated: bool, rounds: int = 8
+) -> tuple[LatticeRecord, list[set[int]]]:
     """A drill of the verdicts alone: values out of nothing, of which most threads are given the right one. Whoever is
-    not can only know it from the others, so that reading them is learned within minutes.
+    not can only know it from the others, so that reading them is learned within minutes. Threads that do not read each
+    other are given the right values, and say them again.
 
     Returns:
         The record, and for each thread the steps of the values given, which are not learned.
@@ -99,14 +104,16 @@ def write_votes(labels: list[int], rng: Random, rounds: int = 8) -> tuple[Lattic
     given: list[set[int]] = [set() for _ in labels]
     for _ in range(rounds):
         right, written = rng.randint(1, MAX_VALUE), len(tokens[0])
-        values = [_miss(rng, right) if rng.random() < WRONG_VOTES else right for _ in labels]
+        wrong = WRONG_VOTES if coordinated else 0.0
+        values = [_miss(rng, right) if rng.random() < wrong else right for _ in labels]
         if 2 * values.count(right) <= len(labels):
             values = [right] * len(labels)  # nobody could tell
         agreed = all(value == right for value in values)
         for n, (words, value) in enumerate(zip(tokens, values, strict=True)):
             given[n].add(written)
-            words += [str(value), str(value), "see", _verdict(value, right, agreed), str(right), ","]
-            references[n] += _on_others(n, len(labels), written)
+            words += [str(value), str(value), *["see"] * coordinated, str(right), _verdict(value, right, agreed), ","]
+            if coordinated:
+                references[n] += _on_others(n, len(labels), written, (3, 4))
     return _record("Compute", labels, tokens, references), given
 
 
@@ -114,10 +121,26 @@ def _verdict(own: int, right: int, agreed: bool) -> str:
     return "fix" if own != right else "ok" if agreed else "keep"
 
 
-def _on_others(thread: int, threads: int, written: int) -> list[Reference]:
-    """Verdict and value behind it rest on what all others wrote at step `written`."""
+def _openings(
+    labels: list[int], coordinated: bool
+) -> tuple[list[list[str]], list[tuple[int, ...]], list[list[Reference]]]:
+    """What each thread says first, the route that it takes, and what that rests on. A thread says its label again, or
+    the others could not read it, and then its place among all labels; alone, the one that its label has by itself."""
+    tokens, routes, references = [], [], []
+    for n, label in enumerate(labels):
+        place = sorted(labels).index(label) + 1 if coordinated else (label - 1) % len(ROUTES) + 1
+        words = opening_words(label)
+        said = words.index(str(label))
+        tokens.append([*words, str(label), *["see"] * coordinated, str(place), ","])
+        routes.append(ROUTES[(place - 1) % len(ROUTES)])
+        references.append(_on_others(n, len(labels), said, (4,)) if coordinated else [])
+    return tokens, routes, references
+
+
+def _on_others(thread: int, threads: int, written: int, later: tuple[int, ...]) -> list[Reference]:
+    """What a thread writes so many steps later rests on what all others wrote at step `written`."""
     others = [other for other in range(threads) if other != thread]
-    return [Reference(written + later, other, written) for later in (3, 4) for other in others]
+    return [Reference(written + steps, other, written) for steps in later for other in others]
 
 
 def _record(

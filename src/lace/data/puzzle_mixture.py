@@ -49,7 +49,7 @@ class PuzzleMixture:
     sums: float = 0.0
     """Share of rows of bare sums, in which only results are learned."""
     votes: float = 0.0
-    """Share of drills in which the threads only compare values; of chained sums if they are not `coordinated`."""
+    """Share of drills in which the threads only compare values, or repeat them if they are not `coordinated`."""
     equations: float = 0.0
     """Share of rows of bare equations of Countdown, in which only results and verdicts are learned."""
     lucky: float = 0.0
@@ -60,7 +60,8 @@ class PuzzleMixture:
     four_numbers: float = 0.0
     """Share of Countdown searches with four numbers instead of three."""
     mistakes: str = ""
-    """File of the model's own mistakes (`lace.train.mistakes`), for chained sums; empty: none are made."""
+    """File of the model's own mistakes (`lace.train.mistakes`), for chained sums of threads that are `coordinated`;
+    empty: none are made."""
     mistake_rate: float = 1.0
     """Factor on their frequency."""
     stray: float = 0.0
@@ -146,8 +147,8 @@ class PuzzleLattices(Dataset[AssembledLattice]):
     def _chain_sum(self, kind: str, rng: Random, labels: list[int]) -> AssembledLattice:
         """A chained sum with mistakes, or its verdicts alone; what is wrong is not learned."""
         mix = self.mixture
-        if kind == "votes" and mix.coordinated:
-            record, given = write_votes(labels, rng)
+        if kind == "votes":
+            record, given = write_votes(labels, rng, coordinated=mix.coordinated)
         else:
             puzzle = chain_sum.generate(rng, mix.split)
             record, given = write_chain_sum(
@@ -155,7 +156,7 @@ class PuzzleLattices(Dataset[AssembledLattice]):
                 labels,
                 rng,
                 coordinated=mix.coordinated,
-                adder=self.adder,
+                adder=self.adder if mix.coordinated else exact,
                 stray=mix.stray if mix.coordinated else 0.0,
             )
         lattice = assemble(record, self.tokenizer, mix.visibility)

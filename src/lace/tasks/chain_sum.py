@@ -1,14 +1,15 @@
-"""Chained sums: add and subtract a row of numbers, three at a time, where a slip early on spoils all that follows.
+"""Chained sums: add and subtract a row of numbers, four at a time, where a slip early on spoils all that follows.
 
 Puzzles and scores agree with reasoning-gym's `chain_sum`; `tests/test_chain_sum.py` checks that against the package
-itself. A *trace* takes the terms in blocks of three, in any order, and ends each block with a verdict and its value:
+itself. A *trace* says the thread's label and the route that it takes, adds the terms in blocks of four in the order
+of the route, and ends each block with the value that stands and a verdict:
 
-    112 + 35 = 147 , 147 - 68 = 79 , 79 + 20 = 99 99 ok 99 , ...
+    7 see 1 , 112 + 35 = 147 , 147 - 68 = 79 , 79 + 20 = 99 , 99 + 11 = 110 110 see 110 ok , ...
 
-The value of a block is said twice. A thread that looks at others says `see` before its verdict. `ok`: this value
-stands, and nobody was seen to have another; `keep`: it stands against another thread's; `fix`: it was wrong, and the
-value behind the word replaces it. Values are whole numbers from 1 to `MAX_VALUE`, whichever order the terms of a
-block are taken in.
+A thread that looks at others says `see` before what it takes from them. The value of a block is said twice, and then
+the value from which the thread goes on. `ok`: nobody was seen to have another; `keep`: it is the thread's own, against
+another thread's; `fix`: the thread's own was wrong, and this one replaces it. Values are whole numbers from 1 to
+`MAX_VALUE`, whichever order the terms of a block are taken in.
 """
 
 from __future__ import annotations
@@ -23,12 +24,24 @@ from typing import Any
 
 from lace.tasks.task import Split, TraceReport, different
 
-MAX_VALUE = 299
+MAX_VALUE = 799
 """Largest value of a step in a trace."""
 MIN_TERM, MAX_TERM = 10, 99
-BLOCK = 3
+BLOCK = 4
 """Terms that are added between two verdicts."""
-MIN_BLOCKS, MAX_BLOCKS = 5, 7
+MIN_BLOCKS, MAX_BLOCKS = 4, 6
+ROUTES = (
+    (0, 1, 2, 3),
+    (1, 2, 3, 0),
+    (2, 3, 0, 1),
+    (3, 0, 1, 2),
+    (3, 2, 1, 0),
+    (2, 1, 0, 3),
+    (1, 0, 3, 2),
+    (0, 3, 2, 1),
+)
+"""Orders in which the terms of a block are added. The first four have no sum in common, all eight at most one by two:
+threads on different routes do not make the same mistake."""
 VERDICTS = ("ok", "keep", "fix")
 
 
@@ -128,7 +141,7 @@ def check_range(puzzle: Puzzle) -> None:
 
 
 def generate(rng: Random, split: Split) -> Puzzle:
-    """Draws a puzzle of one split: a start in 20..279, terms of two digits, `MIN_BLOCKS` to `MAX_BLOCKS` blocks."""
+    """Draws a puzzle of one split: a start in 20..`MAX_VALUE` - 20, `MIN_BLOCKS` to `MAX_BLOCKS` blocks of terms."""
     while True:
         start = value = rng.randint(20, MAX_VALUE - 20)
         terms: list[int] = []
@@ -154,12 +167,12 @@ def puzzles(n: int, seed: int, split: Split = "test") -> list[Puzzle]:
     return different(draw, n, f"the {split} split of chained sums")
 
 
-_STEP = re.compile(r"(?P<x>\d+) (?P<sign>[-+]) (?P<y>\d+) = (?P<value>\d+)|(?:ok|keep|fix) (?P<stands>\d+)")
+_STEP = re.compile(r"(?P<x>\d+) (?P<sign>[-+]) (?P<y>\d+) = (?P<value>\d+)|(?P<stands>\d+) (?:ok|keep|fix)")
 
 
 def read_trace(puzzle: Puzzle, text: str) -> TraceReport:
     """Checks every step: the arithmetic, that it goes on from the value at hand, and that each term of a block is added
-    once. A value that a verdict states becomes the value at hand, right or wrong."""
+    once. The value before a verdict becomes the value at hand, right or wrong."""
     steps = false_steps = illegal = 0
     blocks = iter(puzzle.blocks)
     hand, left = puzzle.start, list(next(blocks, ()))

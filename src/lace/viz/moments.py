@@ -15,7 +15,7 @@ MOMENTS = {
     "again": "says a name or a value once more",
     "see": "says that it looks at others",
     "verdict": "judges: yes, no, ok, keep, fix",
-    "finding": "says what was found, or whose it is",
+    "finding": "says what was found, or whose it is, or the value that stands",
     "work": "calculates",
     "waiting": "waits",
     "closing": "writes the answer",
@@ -28,15 +28,15 @@ MOMENTS = {
 def moments(texts: Sequence[str]) -> list[str]:
     """The moment of each token of one thread, its opening left out.
 
-    A name counts as chosen where it first stands; `see` behind it makes it a take-over. Behind `yes` and the verdicts
-    of sums, names, labels and values say what was found.
+    A name counts as chosen where it first stands; `see` behind it makes it a take-over. Behind `yes` and, in sums,
+    `see`, names, labels and values say what was found.
 
     Args:
         texts: what each token adds to the thread's text.
     """
     words = [text.strip() for text in texts]
     found: list[str] = []
-    closing = behind_verdict = False
+    closing = behind_yes = False
     for n, word in enumerate(words):
         before = words[n - 1] if n else ""
         name = word in TRIPLE_IDEAS or word in PAIR_IDEAS
@@ -53,7 +53,7 @@ def moments(texts: Sequence[str]) -> list[str]:
             moment = "verdict"
         elif word == "done":
             moment = "waiting"
-        elif behind_verdict and (name or word.isdecimal()):
+        elif (before == "see" and word.isdecimal()) or (behind_yes and (name or word.isdecimal())):
             moment = "finding"
         elif (name or word.isdecimal()) and word == before:
             moment = "again"
@@ -62,6 +62,6 @@ def moments(texts: Sequence[str]) -> list[str]:
             moment = "take-over" if taken_over else "choice" if "choice" in found or "first" in found else "first"
         else:
             moment = "work"
-        behind_verdict = (moment == "verdict" and word != "no") or moment == "finding"
+        behind_yes = word == "yes" or (behind_yes and moment == "finding")
         found.append(moment)
     return found
