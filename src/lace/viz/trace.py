@@ -50,8 +50,8 @@ PASS_SIZE = 2**25
 _MARKS = re.compile(
     r"\b(?:thread (?P<named>\d+)"
     r"|yes (?:\S*[-+*/]\S* )*(?P<finder>\d+)"  # behind the name of an idea, whose it is
-    r"|(?P<see>see)(?= keep| fix| \d+ [-+*/])"  # `see ok`: the others have nothing else
-    r"|(?P<fix>fix)(?= \d))\b",
+    r"|(?P<see>see)(?= \d+ (?:keep|fix|[-+*/]))"  # `ok`: the others have nothing else
+    r"|(?<=\d )(?P<fix>fix))\b",
     re.IGNORECASE,
 )
 """What `find_marks` looks for; `see`, `fix` and `yes` are words of the puzzles' language."""
