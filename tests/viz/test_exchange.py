@@ -53,11 +53,13 @@ def test_moments_of_a_search() -> None:
 
 
 def test_moments_of_a_sum() -> None:
-    assert _named("146 + 17 = 163 , 75 - 27 = 48 48 see fix 44 , answer: 44 [[success]]") == [
+    assert _named("7 see 2 , 146 + 17 = 163 , 75 - 27 = 48 48 see 44 fix , answer: 44 [[success]]") == [
+        ("see", "see"),
+        ("2", "finding"),
         ("48", "again"),
         ("see", "see"),
-        ("fix", "verdict"),
         ("44", "finding"),
+        ("fix", "verdict"),
         ("answer:", "closing"),
         ("44", "closing"),
         ("[[success]]", "tag"),

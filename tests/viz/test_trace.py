@@ -226,9 +226,9 @@ def test_marks() -> None:
 @pytest.mark.parametrize(
     ("text", "marks"),
     [
-        ("48 48 see ok 48 , answer: 48", []),  # nobody has another value
-        ("48 48 see keep 48 , answer: 48", [(2, "cite", None)]),
-        ("48 48 see fix 44 , answer: 44", [(2, "cite", None), (3, "fix", None)]),
+        ("7 see 2 , 48 48 see 48 ok , answer: 48", []),  # nobody has another value
+        ("48 48 see 48 keep , answer: 48", [(2, "cite", None)]),
+        ("48 48 see 44 fix , answer: 44", [(2, "cite", None), (4, "fix", None)]),
         ("(x-y)*z see 14 - 9 = 5 , 6 * 5 = 30 yes 13 answer:", [(1, "cite", None), (14, "cite", 13)]),
         ("6 * 5 = 30 yes (x-y)*z 13 answer:", [(7, "cite", 13)]),
         ("6 * 5 = 30 yes a-b (x-y)*z 13 answer:", [(8, "cite", 13)]),

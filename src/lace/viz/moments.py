@@ -15,7 +15,7 @@ MOMENTS = {
     "again": "says a name or a value once more",
     "see": "says that it looks at others",
     "verdict": "judges: yes, no, ok, keep, fix",
-    "finding": "says what was found, or whose it is, or the value that stands",
+    "finding": "says what was found, whose it is, its own place, or the value that stands",
     "work": "calculates",
     "waiting": "waits",
     "closing": "writes the answer",
@@ -28,8 +28,8 @@ MOMENTS = {
 def moments(texts: Sequence[str]) -> list[str]:
     """The moment of each token of one thread, its opening left out.
 
-    A name counts as chosen where it first stands; `see` behind it makes it a take-over. Behind `yes` and, in sums,
-    `see`, names, labels and values say what was found.
+    A name counts as chosen where it first stands; `see` behind it makes it a take-over. Names, labels and values say
+    what was found behind `yes`, and in sums, behind `see`.
 
     Args:
         texts: what each token adds to the thread's text.
@@ -38,7 +38,7 @@ def moments(texts: Sequence[str]) -> list[str]:
     found: list[str] = []
     closing = behind_yes = False
     for n, word in enumerate(words):
-        before = words[n - 1] if n else ""
+        before, after = words[n - 1] if n else "", words[n + 1] if n + 1 < len(words) else ""
         name = word in TRIPLE_IDEAS or word in PAIR_IDEAS
         closing = closing or word == "answer:"
         if word == "" and n == len(words) - 1:
@@ -53,7 +53,9 @@ def moments(texts: Sequence[str]) -> list[str]:
             moment = "verdict"
         elif word == "done":
             moment = "waiting"
-        elif (before == "see" and word.isdecimal()) or (behind_yes and (name or word.isdecimal())):
+        elif word.isdecimal() and before == "see" and after in (*VERDICTS, ","):
+            moment = "finding"
+        elif behind_yes and (name or word.isdecimal()):
             moment = "finding"
         elif (name or word.isdecimal()) and word == before:
             moment = "again"
