@@ -40,6 +40,7 @@ def moments(texts: Sequence[str]) -> list[str]:
     for n, word in enumerate(words):
         before, after = words[n - 1] if n else "", words[n + 1] if n + 1 < len(words) else ""
         name = word in TRIPLE_IDEAS or word in PAIR_IDEAS
+        stands = word.isdecimal() and before == "see" and after in (*VERDICTS, ",")
         closing = closing or word == "answer:"
         if word == "" and n == len(words) - 1:
             moment = "end"
@@ -53,9 +54,7 @@ def moments(texts: Sequence[str]) -> list[str]:
             moment = "verdict"
         elif word == "done":
             moment = "waiting"
-        elif word.isdecimal() and before == "see" and after in (*VERDICTS, ","):
-            moment = "finding"
-        elif behind_yes and (name or word.isdecimal()):
+        elif stands or (behind_yes and (name or word.isdecimal())):
             moment = "finding"
         elif (name or word.isdecimal()) and word == before:
             moment = "again"
