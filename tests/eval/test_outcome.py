@@ -40,8 +40,8 @@ def test_chained_sums_have_steps_but_no_attempts() -> None:
     task = get_task("chain-sum")
     puzzle = task.parse("Compute 412 + 35 - 68")
     threads = [
-        thread(0, "412 + 35 = 447 , 447 - 68 = 379 , ok 379 , answer: 379 [[best]]", "best", "379"),
-        thread(1, "412 - 68 = 354 , 354 + 35 = 389 , fix 379 , answer: 379 [[success]]", "success", "379"),
+        thread(0, "412 + 35 = 447 , 447 - 68 = 379 379 see 379 keep , answer: 379 [[best]]", "best", "379"),
+        thread(1, "412 - 68 = 354 , 354 + 35 = 389 389 see 379 fix , answer: 379 [[success]]", "success", "379"),
     ]
     outcome = judge(task, puzzle, result(threads, 0), 0.25)
     assert (outcome.acc, outcome.mean, outcome.vote) == (1, 1, 1)
