@@ -5,7 +5,7 @@
 #   runs/tiny.sh [VARIANT ...]                      variants: see below; default: isolated lace
 #   SEEDS="0 1 2" OUT=runs/out/tiny runs/tiny.sh
 #
-# Models: $OUT/SEED/VARIANT-sft/model and -grpo/model; tables: $OUT/countdown.md, $OUT/chain-sum.md.
+# Models: $OUT/SEED/VARIANT-routes/model and -grpo/model; tables: $OUT/countdown.md, $OUT/chain-sum.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 make --quiet .venv/.installed
@@ -32,7 +32,7 @@ settings() { # the settings that make a variant, in all its stages
 entries() { # how a variant is asked on test puzzles, at the temperatures that lace eval has for the tasks
     local variant=$1 seed=$2 stage strategy=lace
     [[ $variant == isolated* ]] && strategy=independent
-    for stage in sft grpo; do
+    for stage in routes grpo; do
         [ -d "$OUT/$seed/$variant-$stage/model" ] || continue
         echo "--entry=$variant-$stage/$seed=$OUT/$seed/$variant-$stage/model@$strategy"
     done
@@ -55,9 +55,10 @@ train() { # variant, seed
     stage "$2/$1-ideas" sft ideas $(seeds 1 "$2") --model.init="$init" $own
     stage "$2/$1-chains" sft chains $(seeds 2 "$2") --model.init="$at-ideas/model" $later --data.mistakes="$OUT/mistakes.safetensors"
     stage "$2/$1-sft" sft sft $(seeds 3 "$2") --model.init="$at-chains/model" $later --data.mistakes="$OUT/mistakes.safetensors"
+    stage "$2/$1-routes" sft routes $(seeds 5 "$2") --model.init="$at-sft/model" $later --data.mistakes="$OUT/mistakes.safetensors"
     case $1 in
-    lace) stage "$2/lace-grpo" grpo grpo --run.seed="$2" --model.init="$at-sft/model" ;;
-    isolated) stage "$2/isolated-grpo" grpo grpo --run.seed="$2" --model.init="$at-sft/model" --grpo.strategy=independent ;;
+    lace) stage "$2/lace-grpo" grpo grpo --run.seed="$2" --model.init="$at-routes/model" ;;
+    isolated) stage "$2/isolated-grpo" grpo grpo --run.seed="$2" --model.init="$at-routes/model" --grpo.strategy=independent ;;
     esac
 }
 two_at_a_time() { while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done; }

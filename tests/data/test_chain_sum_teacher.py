@@ -150,7 +150,9 @@ def test_votes_ask_for_what_most_others_have() -> None:
     for seed in range(20):
         record, given = write_votes([3, 8, 20, 1], Random(seed), coordinated=True)
         check_causality(record, "strict")
-        rows = [thread.tokens[3:] for thread in record.threads]
+        assert [thread.tokens[5] for thread in record.threads] == ["2", "3", "4", "1"]  # places
+        assert all(thread.choices == {5: {thread.tokens[5]: 1.0}} for thread in record.threads)
+        rows = [thread.tokens[7:] for thread in record.threads]
         for at in range(0, len(rows[0]), 6):
             values = [row[at] for row in rows]
             right = {row[at + 3] for row in rows}
@@ -160,16 +162,16 @@ def test_votes_ask_for_what_most_others_have() -> None:
                 wanted = "fix" if {row[at]} != right else "ok" if set(values) == right else "keep"
                 assert row[at + 4] == wanted
                 seen.add(wanted)
-        assert all(steps == {*range(3, 3 + len(rows[0]), 6)} for steps in given)
+        assert all(steps == {*range(7, 7 + len(rows[0]), 6)} for steps in given)
     assert seen == {"ok", "keep", "fix"}
 
 
 def test_votes_of_threads_that_do_not_read_say_the_same_value_again() -> None:
     record, given = write_votes([3, 8], Random(0), coordinated=False)
     for thread, steps in zip(record.threads, given, strict=True):
-        rows = [thread.tokens[at : at + 5] for at in range(3, len(thread.tokens), 5)]
+        rows = [thread.tokens[at : at + 5] for at in range(6, len(thread.tokens), 5)]
         assert all(row == [row[0], row[0], row[0], "ok", ","] for row in rows)
-        assert steps == {*range(3, len(thread.tokens), 5)}
+        assert steps == {*range(6, len(thread.tokens), 5)}
         assert not thread.references
 
 

@@ -92,15 +92,14 @@ def write_chain_sum(
 def write_votes(
     labels: list[int], rng: Random, *, coordinated: bool, rounds: int = 8
 ) -> tuple[LatticeRecord, list[set[int]]]:
-    """A drill of the verdicts alone: values out of nothing, of which most threads are given the right one. Whoever is
+    """A drill of places and verdicts alone: values out of nothing, of which most threads are given the right one. Whoever is
     not can only know it from the others, so that reading them is learned within minutes. Threads that do not read each
     other are given the right values, and say them again.
 
     Returns:
         The record, and for each thread the steps of the values given, which are not learned.
     """
-    tokens = [opening_words(label) for label in labels]
-    references: list[list[Reference]] = [[] for _ in labels]
+    tokens, _, references = _openings(labels, coordinated)
     given: list[set[int]] = [set() for _ in labels]
     for _ in range(rounds):
         right, written = rng.randint(1, MAX_VALUE), len(tokens[0])
@@ -146,10 +145,12 @@ def _on_others(thread: int, threads: int, written: int, later: tuple[int, ...]) 
 def _record(
     prompt: str, labels: list[int], tokens: list[list[str]], references: list[list[Reference]]
 ) -> LatticeRecord:
-    threads = [
-        ThreadRecord(label, words, len(opening_words(label)), rests)
-        for label, words, rests in zip(labels, tokens, references, strict=True)
-    ]
+    threads = []
+    for label, words, rests in zip(labels, tokens, references, strict=True):
+        opening = len(opening_words(label))
+        place = words.index(",") - 1
+        # One token in a hundred, on which all routes hang: weighed like what a teacher draws.
+        threads.append(ThreadRecord(label, words, opening, rests, {place: {words[place]: 1.0}}))
     return LatticeRecord(prompt, threads)
 
 
