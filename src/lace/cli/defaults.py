@@ -4,7 +4,7 @@ SHIPPED_LACE = "puzzles"
 SHIPPED_INDEPENDENT = "puzzles-isolated"
 MAX_TOKENS = {"countdown": 110, "chain-sum": 180}
 """Sampled tokens that a thread of a shipped model needs at most, by task."""
-TEMPERATURE = {"countdown": 0.7, "chain-sum": 0.2}
+TEMPERATURE = {"countdown": 0.7, "chain-sum": 0.1}
 """Best of a few on validation puzzles, by task: ideas have to differ, sums have to be right."""
 TOP_P = 0.9
 """Default of the command line: a small model's rare slips are cut off, its choice among many ideas is not."""
