@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from teachers import arithmetic, knights
+from teachers import arithmetic, grids, knights
 from teachers.server import Answer, Request, Script
 
 _THREAD = re.compile(r"^Thread (\d+):$", re.MULTILINE)
@@ -49,8 +49,8 @@ def _part(text: str, name: str) -> str:
     return found[1]
 
 
-def _solver(question: str):  # type: ignore[no-untyped-def]  # one of two modules
-    return knights if knights.read(question) else arithmetic
+def _solver(question: str):  # type: ignore[no-untyped-def]  # one of three modules
+    return knights if knights.read(question) else grids if grids.read(question) else arithmetic
 
 
 def _solve(text: str, errors: float) -> object:
@@ -65,7 +65,11 @@ def _attempt(request: Request, errors: float) -> str:
 
 
 def _steps(text: str) -> object:
-    return {"steps": _part(text, "solution").splitlines()}
+    solution, answer = _part(text, "solution"), _part(text, "answer")
+    if "\n" not in answer:
+        return {"steps": solution.splitlines()}
+    *steps, last = solution.removesuffix(answer).splitlines()  # the grid stays with the words before it
+    return {"steps": [*steps, f"{last}\n{answer}"]}
 
 
 def _threads(text: str) -> dict[int, tuple[list[str], str]]:
@@ -74,6 +78,7 @@ def _threads(text: str) -> dict[int, tuple[list[str], str]]:
     for label, body in zip(pieces[1::2], pieces[2::2], strict=True):
         steps = [step for _, step in _STEP.findall(body)]
         last = steps[-1].removeprefix("So the result is ").removeprefix("Hence ").rstrip(".")
+        last = last.removeprefix(r"So all of it reads \n ")
         threads[int(label)] = steps, (_OWN_ANSWER.findall(body) or [last])[0]
     return threads
 

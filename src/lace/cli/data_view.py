@@ -100,5 +100,6 @@ def _thread(item: Item, label: int, path: Path, width: int) -> Panel:
         parts.append(Text.assemble(("  ◀ all: ", "bold cyan"), (path.comparison, "italic")))
     right = {True: "right", False: "wrong", None: "not verified"}[path.right]
     style = TAG_STYLES.get(path.tag or "", "")
-    parts.append(Text(f"answer: {path.answer} ({right})" + (f" [[{path.tag}]]" if path.tag else ""), style=style))
+    answer = f"\n{path.answer}\n" if "\n" in path.answer else f"{path.answer} "
+    parts.append(Text(f"answer: {answer}({right})" + (f" [[{path.tag}]]" if path.tag else ""), style=style))
     return Panel(Group(*parts), title=f"Thread {label}", width=width)

@@ -104,7 +104,8 @@ def test_what_is_no_source_is_told_in_one_line(
 
 
 def test_normalisation() -> None:
-    assert normalise(" a\u0301  b\u200b\t c \r\n d\x00 ") == "á b c\n d"
+    assert normalise(" a\u0301  b\u200b\t c\u00a0\x00 \r\n ") == "á b c"
+    assert normalise("a\u0301  b\u200b\u00a0c \r\n   d\x00 ") == "á  b c\n   d"
 
 
 def test_similarity_counts_words_and_never_mistakes_numbers() -> None:

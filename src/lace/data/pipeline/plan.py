@@ -28,6 +28,8 @@ from lace.data.stages.verify import verify
 
 Stage = Callable[[Item, Context], Awaitable[Item]]
 OUTCOMES_NAME = "outcomes.jsonl"
+QUESTIONS_VERSION = 2
+"""Of the code of the first stage, as of the others below."""
 _MODEL_KEYS = {"model", "engine", "temperature", "top_p", "max_tokens"}
 """What of a model decides what it writes."""
 
@@ -48,18 +50,20 @@ class StageKind:
 
 
 STAGES = (
-    StageKind("pass-rate", pass_rate, ("base", "pass_rate", "run.seed"), ("attempt",), verifies=True, version=2),
+    StageKind("pass-rate", pass_rate, ("base", "pass_rate", "run.seed"), ("attempt",), verifies=True, version=3),
     StageKind(
         "solutions",
         solutions,
         ("teacher", "asks", "solutions", "run.seed", "run.min_threads", "run.max_threads", "student.max_label"),
         ("solve",),
-        version=2,
+        version=3,
     ),
-    StageKind("verify", verify, (), verifies=True, version=2),
-    StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",), version=2),
-    StageKind("notes", notes, ("teacher", "asks", "notes", "student.tokenizer", "run.seed"), ("notes", "judge")),
-    StageKind("lattice", lattice, ("student",)),
+    StageKind("verify", verify, (), verifies=True, version=3),
+    StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",), version=3),
+    StageKind(
+        "notes", notes, ("teacher", "asks", "notes", "student.tokenizer", "run.seed"), ("notes", "judge"), version=2
+    ),
+    StageKind("lattice", lattice, ("student",), version=2),
 )
 
 
@@ -92,7 +96,8 @@ def plan_stages(config: DataConfig) -> list[PlannedStage]:
     """
     files = [source.path for source in config.questions.sources if isinstance(source, FileSource)]
     files += [benchmark.path for benchmark in config.questions.benchmarks]
-    fingerprint = content_hash("questions", config.questions.model_dump(mode="json"), [_digest(path) for path in files])
+    asked = config.questions.model_dump(mode="json")
+    fingerprint = content_hash("questions", QUESTIONS_VERSION, asked, [_digest(path) for path in files])
     kinds: Iterable[StageKind] = STAGES if config.base is not None else STAGES[1:]
     planned = [_planned(config, 1, "questions", None, fingerprint)]
     for number, kind in enumerate(kinds, start=2):

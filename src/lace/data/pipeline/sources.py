@@ -14,10 +14,10 @@ from lace.data.pipeline.config import ChampSource, FileSource, HubSource, Reason
 from lace.data.pipeline.gym_scores import check_task
 from lace.data.pipeline.item import Question, Rejection
 from lace.data.pipeline.keyed_log import content_hash
-from lace.data.pipeline.text import printable, well_formed
+from lace.data.pipeline.text import printable, tidy, well_formed
 
 DATA_EXTRA = "pip install 'lace-llm[data]'"
-_SPACES = re.compile(r"[^\S\n]+")
+_SPACE = re.compile(r"[^\S\n\t]")
 
 
 def read_sources(sources: Iterable[Source]) -> Iterator[Question | Rejection]:
@@ -64,9 +64,10 @@ def _own_name(source: FileSource | HubSource) -> str:
 
 
 def normalise(text: str) -> str:
-    """Composed characters, plain spaces, no control characters, no space at the ends of lines."""
-    text = printable(unicodedata.normalize("NFC", text).replace("\r\n", "\n"))
-    return "\n".join(_SPACES.sub(" ", line).rstrip() for line in text.split("\n")).strip()
+    """Composed characters, plain spaces, no control characters, no space at the ends of lines. Within the lines of a
+    text of several, spaces stay: they may indent or draw something."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n")
+    return tidy(_SPACE.sub(" ", printable(text)))
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

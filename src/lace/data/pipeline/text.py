@@ -1,8 +1,16 @@
-"""Texts of others: what must not get into files or to a terminal."""
+"""Texts of others: what must not get into files or to a terminal, and how what has several lines is written in one."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+
+LINE_BREAK = r"\n"
+"""Backslash and n, with a space on either side: a line break in a step or an answer, which are one line of a thread."""
+_BREAK = re.compile(r" ?(?<!\\)\\n(?![A-Za-z]) ?")
+"""And not the beginning of LaTeX's commands."""
+_NESTED = re.compile(r"\[(?=\[)")
+_APART = re.compile(r"\[ (?=\[)")
 
 
 def well_formed(text: str) -> str:
@@ -13,3 +21,27 @@ def well_formed(text: str) -> str:
 def printable(text: str) -> str:
     """The text without characters that steer a terminal or cannot be seen (category C), but for line ends and tabs."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char)[0] != "C")
+
+
+def tidy(text: str) -> str:
+    """The text without blank lines around it and spaces at the ends of its lines. In a text of one line runs of spaces
+    are one space; in one of several they may align something, and stay."""
+    lines = [line.rstrip() for line in text.split("\n")]
+    text = "\n".join(lines).strip("\n")
+    return text if "\n" in text else " ".join(text.split())
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks spelled."""
+    return f" {LINE_BREAK} ".join(text.split("\n"))
+
+
+def spell_answer(answer: str) -> str:
+    """An answer as it stands behind `answer:`, in one line, and with a space between brackets that would end it: `[[`
+    begins a tag."""
+    return _NESTED.sub("[ ", one_line(answer))
+
+
+def read_spelled(text: str) -> str:
+    """The answer that is so spelled."""
+    return _APART.sub("[", _BREAK.sub("\n", text))

@@ -25,13 +25,25 @@ from pebble import ProcessExpired, ProcessPool
 from lace.data.pipeline import gym_scores
 from lace.data.pipeline.config import ChampSource, DataConfig, ReasoningGymSource
 from lace.data.pipeline.item import Question, Rejection
+from lace.data.pipeline.text import read_spelled
 
 _FREE_NAME = re.compile(r"\\variable|__")
 """The one way in LaTeX to a symbol whose name is any text, and what Python's own names hold; no answer needs them."""
 
 
 def is_right(verifier: str, question: dict[str, Any], answer: str) -> bool:
-    """Runs a verifier in this process; with a question as `Question.model_dump` makes it."""
+    """Runs a verifier in this process, on the answer as it is and, where that is not right, as it is meant if it is
+    spelled in one line.
+
+    Args:
+        verifier: its name.
+        question: as `Question.model_dump` makes it.
+        answer: whatever a model says.
+    """
+    return any(_is_right(verifier, question, text) for text in dict.fromkeys((answer, read_spelled(answer))))
+
+
+def _is_right(verifier: str, question: dict[str, Any], answer: str) -> bool:
     if not answer.strip():
         return False
     if verifier == "exact":

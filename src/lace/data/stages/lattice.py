@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from lace.data.assemble import LAG, RecordRejected, assemble
 from lace.data.pipeline.context import Context
 from lace.data.pipeline.item import Item, Note, Path, Rejection
+from lace.data.pipeline.text import spell_answer
 from lace.data.record import LatticeRecord, ThreadRecord
 from lace.data.stages.schedule import PlannedNote, PlannedThread, schedule
 
@@ -25,7 +26,7 @@ async def lattice(item: Item, context: Context) -> Item:
         raise ValueError(f"the tokenizer {student.tokenizer} has no end token")
 
     def planned(label: int, path: Path) -> PlannedThread:
-        closing = f"\n{path.comparison}\nanswer: {path.answer} [[{path.tag}]]"
+        closing = f"\n{path.comparison}\nanswer: {spell_answer(path.answer)} [[{path.tag}]]"
         return PlannedThread(
             opening=spell(tokenizer, student.opening.format(label=label)),
             steps=[spell(tokenizer, f"\n{step}") for step in path.steps],

@@ -7,6 +7,7 @@ import re
 from lace.data.pipeline.context import Context
 from lace.data.pipeline.item import Item, Note, Path, Rejection, Tag
 from lace.data.pipeline.replies import Judgement, Notes
+from lace.data.pipeline.text import one_line
 from lace.data.stages.solutions import refuse_tags
 
 _THREADS = re.compile(
@@ -33,7 +34,9 @@ def side_by_side(item: Item, *, answers: bool) -> str:
     blocks = []
     for label, path in zip(item.labels, item.paths, strict=True):
         lines = [f"{n}. {step}" for n, step in enumerate(path.steps, start=1)]
-        blocks.append("\n".join([f"Thread {label}:", *lines, *([f"Its answer: {path.answer}"] if answers else [])]))
+        blocks.append(
+            "\n".join([f"Thread {label}:", *lines, *([f"Its answer: {one_line(path.answer)}"] if answers else [])])
+        )
     return "\n\n".join(blocks)
 
 

@@ -9,12 +9,23 @@ from lace.data.pipeline.context import Context
 from lace.data.pipeline.gather import gather
 from lace.data.pipeline.item import Item, Rejection
 
-_ANSWER = re.compile(r"answer:[ \t]*(.+?)[ \t]*(?=\[\[|\n|$)", re.IGNORECASE)
+_TAG = r"\[\[(?:best|success|fail)\]\]"
+_ANSWER = re.compile(rf"answer:[ \t]*(.+?)[ \t]*(?={_TAG}|\n|$)", re.IGNORECASE)
+_REST = re.compile(rf".*answer:[ \t]*(.*?)(?={_TAG}|$)", re.IGNORECASE | re.DOTALL)
+_FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 
 
-def read_answer(text: str) -> str:
-    """What follows the last `answer:`, else what stands in the last box; empty if there is neither."""
+def read_answer(text: str, *, lines: bool = False) -> str:
+    """What follows the last `answer:`, else what stands in the last box; empty if there is neither.
+
+    Args:
+        text: a reply.
+        lines: whether an answer has several lines, and so goes on to the end of the reply; marks around code are left
+            out.
+    """
+    if lines and (rest := _REST.match(text)):
+        return _FENCE.sub("", rest[1]).strip()
     found = _ANSWER.findall(text) or _BOXED.findall(text)
     return str(found[-1]) if found else ""
 
@@ -26,10 +37,11 @@ async def pass_rate(item: Item, context: Context) -> Item:
         Rejection: if that is not in the range of the config, or if every sample fails.
     """
     config, failed = context.config.pass_rate, list[Rejection]()
+    lines = "\n" in (item.question.answer or "")
 
     async def right(sample: Awaitable[str]) -> bool:
         try:
-            return await context.check(item.question, read_answer(await sample))
+            return await context.check(item.question, read_answer(await sample, lines=lines))
         except Rejection as rejection:
             failed.append(rejection)
             context.unusable[rejection.reason] += 1

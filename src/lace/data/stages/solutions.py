@@ -15,6 +15,7 @@ from rapidfuzz.distance import Levenshtein
 from lace.data.pipeline.context import Context
 from lace.data.pipeline.item import Item, Path, Rejection
 from lace.data.pipeline.replies import Solution
+from lace.data.pipeline.text import one_line, tidy
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _TAG = re.compile(r"\[\[(best|success|fail)\]\]")
@@ -40,9 +41,8 @@ def refuse_tags(text: str) -> None:
 def _usable(reply: Solution) -> Solution:
     if not all(text.strip() for text in (reply.solution, reply.answer, reply.summary)):
         raise Rejection("empty", "solution, answer or summary has no text")
-    if "[[" in reply.answer:
-        raise Rejection("tag in text", f"an answer cannot hold [[: {reply.answer[:100]}")
-    refuse_tags(reply.solution)
+    for text in (reply.solution, reply.answer):
+        refuse_tags(text)
     return reply
 
 
@@ -60,7 +60,9 @@ async def solutions(item: Item, context: Context) -> Item:
     embeddings: list[Sequence[float]] = []
     last: Rejection | None = None
     for turn in range(config.max_calls):
-        tried = "\n".join(f"{n}. {path.summary} Answer: {path.answer}" for n, path in enumerate(paths, start=1))
+        tried = "\n".join(
+            f"{n}. {path.summary} Answer: {one_line(path.answer)}" for n, path in enumerate(paths, start=1)
+        )
         values = {"question": item.question.text, "tried": tried or "Nothing yet."}
         try:
             reply = await context.ask(item, "solve", Solution, values, _usable, turn=turn)
@@ -80,7 +82,7 @@ async def solutions(item: Item, context: Context) -> Item:
         paths.append(
             Path(
                 text=reply.solution.strip(),
-                answer=" ".join(reply.answer.split()),
+                answer=tidy(reply.answer),
                 summary=" ".join(reply.summary.split()),
                 distance=distance,
                 dissimilarity=dissimilarity,

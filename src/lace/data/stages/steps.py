@@ -9,6 +9,7 @@ from lace.data.pipeline.context import Context
 from lace.data.pipeline.gather import gather
 from lace.data.pipeline.item import Item, Path, Rejection
 from lace.data.pipeline.replies import Steps
+from lace.data.pipeline.text import one_line, read_spelled, tidy
 from lace.data.stages.solutions import refuse_tags
 
 TOKENS_PER_WORD = 1.5
@@ -29,7 +30,12 @@ def _value(number: str) -> Decimal:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(read_spelled(text).split()).casefold()
+
+
+def _line(step: str) -> str:
+    """A step in one line, without blank ones."""
+    return one_line("\n".join(line for line in tidy(step).split("\n") if line))
 
 
 async def steps(item: Item, context: Context) -> Item:
@@ -47,7 +53,7 @@ async def _split(item: Item, path: Path, turn: int, context: Context) -> Path:
     literal = _NUMBER.fullmatch(path.answer) or states(path.text, path.answer)  # a formula may be written otherwise
 
     def usable(reply: Steps) -> list[str]:
-        lines = [" ".join(step.split()) for step in reply.steps]
+        lines = [_line(step) for step in reply.steps]
         if not 1 <= len(lines) <= config.max_steps:
             raise Rejection("wrong count", f"{len(lines)} steps, not 1 to {config.max_steps}")
         if not all(lines):
