@@ -229,3 +229,63 @@ def test_rows_that_are_the_same_are_counted(tmp_path: Path, make_config: Callabl
     lines = list(read_lines(tmp_path / "s" / "outcomes.jsonl"))
     assert [line.get("reason") for line in lines] == [None, "exact duplicate", "exact duplicate"]
     assert len({line["key"] for line in lines}) == 3
+
+
+def contamination(folder: Path, *texts: str) -> Contamination:
+    (folder / "bench.jsonl").write_text("".join(json.dumps({"question": text}) + "\n" for text in texts))
+    return Contamination([Benchmark(name="bench", path=folder / "bench.jsonl")])
+
+
+LONG = "A farmer of great renown, who owned eleven cows and no sheep at all, once asked his neighbour: {} Give reasons."
+
+
+@pytest.mark.parametrize(
+    ("short", "question", "found"),
+    [
+        ("Which river flows through Cologne?", LONG.format("which river flows  through cologne?"), True),
+        ("Which river flows through Cologne?", LONG.format("which river flows slowly through Cologne?"), False),
+        ("What is 3 + 4 + 5?", LONG.format("What is $3+4+5$?"), True),
+        ("What is 3 + 4 + 5?", LONG.format("What is 3 + 4 * 5?"), False),
+        ("Compute 14 - 6 * 3 + 72 =", LONG.format("Compute 14 - 6 * 3 + 72."), True),
+        ("What is 3 + 4?", LONG.format("What is 3 + 4?"), False),
+        ("How many?", LONG.format("How many?"), False),
+        ("", LONG.format(""), False),
+        ("小明有几个苹果?", "有一天老师在课堂上问大家:小明有几个苹果?请写出计算过程和最后的答案。", True),
+        ("小明有几个苹果?", "有一天老师在课堂上问大家:小红有几个苹果?请写出计算过程和最后的答案。", False),
+        ("求方程的解", "已知函数的图像经过原点和另外一点,先求方程的解,再计算三角形的面积是多少。", False),
+        ("三匹の猫は何色", "先生が昨日の授業で生徒に尋ねました。三匹の猫は何色ですか。理由も書いてください。", True),
+        ("三匹の猫は何色", "先生が昨日の授業で生徒に尋ねました。二匹の猫は何色ですか。理由も書いてください。", False),
+        ("小明有几个苹果和梨?", "有一天老师在课堂上问大家:小明有几个苹果和梨?请写出计算过程和最后的答案。", True),
+    ],
+)
+def test_a_short_question_of_a_benchmark_is_found_in_a_longer_one(
+    tmp_path: Path, short: str, question: str, found: bool
+) -> None:
+    overlap = contamination(tmp_path, "Something that nobody would ever think of asking in earnest.", short).overlap(
+        question
+    )
+    assert (overlap is not None and overlap.share == 1.0) is found
+    if overlap is not None:
+        assert overlap.row == 2
+
+
+def test_a_long_question_of_a_benchmark_is_found_in_one_three_times_as_long(tmp_path: Path) -> None:
+    secret = "A cistern is filled by two pipes in four and in six hours; how long do both take?"
+    bench = contamination(tmp_path, secret)
+    around = " ".join(f"word{n}" for n in range(30))
+    overlap = bench.overlap(f"{around} {secret} {around}")
+    assert overlap is not None
+    assert overlap.share == 1.0
+    part = bench.overlap(f"{around} {secret.removesuffix('both take?')} {around}")
+    assert part is not None
+    assert part.share < 0.2
+
+
+def test_a_phrase_of_many_benchmark_questions_is_no_question(tmp_path: Path) -> None:
+    phrase = "Which of the following is true?"
+    others = [f"Think of number {n} and of what it may stand for in a tale. {phrase}" for n in range(3)]
+    text = LONG.format(phrase)
+    assert contamination(tmp_path, phrase, *others).overlap(text) is None
+    assert contamination(tmp_path, phrase, *others[:2]).overlap(text) is not None
+    assert contamination(tmp_path, *[phrase] * 5).overlap(text) is not None, "a question that is only repeated"
+    assert contamination(tmp_path, phrase, *others).overlap(phrase) is not None, "alone it is the benchmark's question"

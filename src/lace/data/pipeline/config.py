@@ -202,7 +202,8 @@ class QuestionsConfig(_Section):
     the same text."""
     benchmarks: tuple[Benchmark, ...] = ()
     overlap: TopShare = 0.5
-    """Share of a question's word 8-grams found in a benchmark from which on it is left out."""
+    """Share of a question's word 8-grams found in a benchmark from which on it is left out; one in which a benchmark's
+    question stands whole always is."""
 
 
 class PassRateConfig(_Section):
