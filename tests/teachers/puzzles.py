@@ -56,6 +56,7 @@ def _solver(question: str):  # type: ignore[no-untyped-def]  # one of three modu
 def _solve(text: str, errors: float) -> object:
     question, tried = _part(text, "problem"), _part(text, "tried")
     turn = 0 if tried == "Nothing yet." else len(tried.splitlines())
+    turn += text.count("\n- ", text.index("</tried>"))  # what was refused is not tried again
     return _solver(question).solve(question, turn, errors)
 
 

@@ -96,7 +96,7 @@ def test_a_run_ends_in_records_that_training_reads(make_config: Callable[..., Da
             solved = origin["history"][1]
             assert (solved["models"], solved["prompts"][0][:8], bool(solved["seeds"])) == (
                 ["scripted"],
-                "solve 1 ",
+                "solve 2 ",
                 True,
             )
     about = json.loads((out / "run.json").read_text())

@@ -26,7 +26,7 @@ def test_a_file_takes_the_place_of_the_prompt_of_its_name(tmp_path: Path) -> Non
     [
         (
             b"solve, version 2\nx\n---\n{{question}} {{foo}}",
-            "has the place {{foo}}, .* {{question}}, {{tried}}",
+            "has the place {{foo}}, .* {{question}}, {{refused}}, {{tried}}",
         ),
         (b"solve, version 2\n{{question}}\n---\nx", "behind the line '---' alone, and not for {{question}}"),
         (b"solve\n{{question}}", "must begin with the line 'solve, version 1' and have a line '---'"),

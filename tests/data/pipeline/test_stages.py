@@ -158,10 +158,34 @@ def test_a_teacher_that_repeats_itself_makes_no_lattice(decide: Callable[..., It
     assert reason(outcome) == "too few distinct paths"
 
 
-def test_paths_that_say_the_same_in_other_words_are_one(decide: Callable[..., Item | Rejection]) -> None:
-    texts = iter(["first add, then take away", "to begin with a sum; a difference follows", "count on fingers", "x"])
+def test_a_near_copy_is_told_to_the_teacher_which_then_goes_another_way(
+    decide: Callable[..., Item | Rejection], tmp_path: Path
+) -> None:
+    """It repeats its first path until it is told so."""
+    ways = ["17 + 25 = 42, then 42 - 8 = 34.", "Take 8 from 25, and 17 are left, twice which is 34."]
+    asked: list[str] = []
 
     def script(request: Any) -> Answer:
+        asked.append(request.text)
+        n = int("were refused" in request.text)
+        return Answer(json.dumps({"solution": ways[n], "answer": "34", "summary": f"Way {n}."}))
+
+    outcome = decide("solutions", Item(question=QUESTION), script, run={"max_threads": 2})
+    assert isinstance(outcome, Item)
+    assert [path.summary for path in outcome.paths] == ["Way 0.", "Way 1."]
+    assert len(asked) == 3
+    assert "were refused" not in asked[1]
+    assert "</tried>\n\nThese attempts were refused" in asked[2]
+    assert "\n- Way 0. This is approach 1 again.\n\nReply" in asked[2]
+    assert [line["prompt"][:8] for line in read_lines(tmp_path / "calls.jsonl")] == ["solve 2 "] * 3
+
+
+def test_paths_that_say_the_same_in_other_words_are_one(decide: Callable[..., Item | Rejection]) -> None:
+    texts = iter(["first add, then take away", "to begin with a sum; a difference follows", "count on fingers", "x"])
+    asked: list[str] = []
+
+    def script(request: Any) -> Answer:
+        asked.append(request.text)
         return Answer(json.dumps({"solution": next(texts), "answer": "34", "summary": "s"}))
 
     def embed(texts: Any) -> list[list[float]]:
@@ -173,6 +197,7 @@ def test_paths_that_say_the_same_in_other_words_are_one(decide: Callable[..., It
     assert isinstance(outcome, Item)
     assert [path.dissimilarity for path in outcome.paths] == [1.0, 1.0]
     assert "fingers" in outcome.paths[1].text
+    assert "\n- s This is approach 1 again.\n" in asked[2]
 
 
 @pytest.mark.parametrize("fault", CONTENT)

@@ -56,7 +56,7 @@ STAGES = (
         solutions,
         ("teacher", "asks", "solutions", "run.seed", "run.min_threads", "run.max_threads", "student.max_label"),
         ("solve",),
-        version=3,
+        version=4,
     ),
     StageKind("verify", verify, (), verifies=True, version=3),
     StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",), version=3),

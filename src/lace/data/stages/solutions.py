@@ -1,4 +1,5 @@
-"""Diverse solutions by sequential sampling: each attempt is told summaries of all before it, and not to repeat them.
+"""Diverse solutions by sequential sampling: each attempt is told summaries of all before it, and not to repeat them; of
+those that came too close to another also to which.
 
 That a path differs from the others is measured, not believed: by word edit distance, and by distance in meaning where
 there is a sentence encoder.
@@ -17,6 +18,8 @@ from lace.data.pipeline.item import Item, Path, Rejection
 from lace.data.pipeline.replies import Solution
 from lace.data.pipeline.text import one_line, tidy
 
+NEAR_COPY = "near-copy"
+"""Of an earlier path of the same question."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 _TAG = re.compile(r"\[\[(best|success|fail)\]\]")
 
@@ -46,6 +49,16 @@ def _usable(reply: Solution) -> Solution:
     return reply
 
 
+def _nearest(distances: list[float]) -> tuple[float, int]:
+    """The smallest distance and which it is; as far as can be, if there is none."""
+    return min(((distance, n) for n, distance in enumerate(distances)), default=(1.0, 0))
+
+
+def _told(refused: list[str]) -> str:
+    """What the teacher is told of its near-copies, behind the list of paths; nothing if there are none."""
+    return "\n\nThese attempts were refused, since they repeat one of those:\n" + "\n".join(refused) if refused else ""
+
+
 async def solutions(item: Item, context: Context) -> Item:
     """Samples paths until there are as many distinct ones as this question is to have threads.
 
@@ -58,32 +71,36 @@ async def solutions(item: Item, context: Context) -> Item:
     wanted = rng.randint(run.min_threads, run.max_threads)
     paths: list[Path] = []
     embeddings: list[Sequence[float]] = []
+    refused: list[str] = []
     last: Rejection | None = None
     for turn in range(config.max_calls):
         tried = "\n".join(
             f"{n}. {path.summary} Answer: {one_line(path.answer)}" for n, path in enumerate(paths, start=1)
         )
-        values = {"question": item.question.text, "tried": tried or "Nothing yet."}
+        values = {"question": item.question.text, "tried": tried or "Nothing yet.", "refused": _told(refused)}
         try:
             reply = await context.ask(item, "solve", Solution, values, _usable, turn=turn)
         except Rejection as rejection:
             last = rejection
             continue
-        distance = min((edit_distance(reply.solution, path.text) for path in paths), default=1.0)
-        if distance < config.min_distance:
-            continue
-        dissimilarity = None
-        if context.resources.embed is not None:
+        summary = " ".join(reply.summary.split())
+        distance, nearest = _nearest([edit_distance(reply.solution, path.text) for path in paths])
+        close, dissimilarity = distance < config.min_distance, None
+        if context.resources.embed is not None and not close:
             (embedding,) = await asyncio.to_thread(context.resources.embed, [reply.solution])
-            dissimilarity = min((cosine_distance(embedding, other) for other in embeddings), default=1.0)
-            if dissimilarity < config.min_dissimilarity:
-                continue
-            embeddings.append(embedding)
+            dissimilarity, nearest = _nearest([cosine_distance(embedding, other) for other in embeddings])
+            close = dissimilarity < config.min_dissimilarity
+            if not close:
+                embeddings.append(embedding)
+        if close:
+            refused.append(f"- {summary} This is approach {nearest + 1} again.")
+            context.unusable[NEAR_COPY] += 1
+            continue
         paths.append(
             Path(
                 text=reply.solution.strip(),
                 answer=tidy(reply.answer),
-                summary=" ".join(reply.summary.split()),
+                summary=summary,
                 distance=distance,
                 dissimilarity=dissimilarity,
             )
