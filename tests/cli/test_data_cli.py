@@ -117,7 +117,7 @@ def test_stats_count_and_measure(lace: Callable[..., Run], made: Path, tmp_path:
     assert stages["solutions"]["completion_tokens"] / 1000 == pytest.approx(stages["solutions"]["cost"])
     quality = stats["quality"]
     assert quality["lattices"] == stages["lattice"]["kept"] == quality["tags"]["best"]
-    assert quality["lattices"] == sum(stats["parts"].values())
+    assert quality["lattices"] >= sum(stats["parts"].values()) > 0
     assert 0.2 <= quality["edit_distance"] <= 1.0
     assert quality["causal"] == quality["references"] > 0
 

@@ -33,7 +33,7 @@ def make_config(tmp_path: Path, student: Path) -> Callable[..., DataConfig]:
             "verify": {"processes": 1, "seconds": 60.0},
             "steps": {"max_tokens": 4000},
             "notes": {"max_tokens": 400},
-            "lattices": {"validation": 0.3},
+            "lattices": {"validation": 0.3, "balance": 0},
         }
         for name, section in sections.items():
             values[name] = values.get(name, {}) | section

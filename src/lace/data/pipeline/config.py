@@ -285,9 +285,9 @@ class LatticesConfig(_Section):
 
     validation: Share = 0.05
     """Share of the questions that is kept for validation."""
-    balance: NonNegativeFloat = 0.0
-    """No kind of lattice (number of threads, share of right ones, length) is more frequent than this many times the
-    median kind; 0: all are kept."""
+    balance: NonNegativeFloat = 2.0
+    """No kind of lattice (number of threads, share of right ones, length) is more frequent than this many times what
+    each would be were all alike; what is more is left out of the files. 0: all are kept."""
 
 
 class DataConfig(_Section):

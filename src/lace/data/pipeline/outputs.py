@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 from lace.data.pipeline.config import DataConfig
 from lace.data.pipeline.item import Item
@@ -44,7 +44,7 @@ def write_outputs(outcomes: Path, out: Path, config: DataConfig) -> dict[str, in
     if config.lattices.balance:
         counts = Counter(kind_of(item) for _, item in read_items(outcomes))
         if counts:
-            most = config.lattices.balance * median(counts.values())
+            most = config.lattices.balance * fmean(counts.values())
             chances = {kind: most / count for kind, count in counts.items()}
     written = dict.fromkeys((*PARTS, "left out for balance"), 0)
     unfinished = {part: out / part / f"{FILE_NAME}.unfinished" for part in PARTS}
