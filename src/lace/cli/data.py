@@ -125,7 +125,9 @@ def push(
 
 
 def _helpers(config: DataConfig) -> Helpers:
-    """The models in this process that the config names."""
+    """What loads the models that the config names, in whichever process."""
+    from functools import partial
+
     from lace.data.pipeline.config import Engine
     from lace.data.pipeline.resources import Helpers
 
@@ -133,8 +135,8 @@ def _helpers(config: DataConfig) -> Helpers:
     if isinstance(config.base, Engine):
         from lace.cli.base_sampler import EngineSampler
 
-        sampler = EngineSampler(config.base)
-    return Helpers(sampler, _embed(config.solutions.encoder) if config.solutions.encoder else None)
+        sampler = partial(EngineSampler, config.base)
+    return Helpers(sampler, partial(_embed, config.solutions.encoder) if config.solutions.encoder else None)
 
 
 def _embed(encoder: str) -> Embed:

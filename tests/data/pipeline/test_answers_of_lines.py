@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import reasoning_gym
+from rich.console import Console
 
 from byte_tokenizer import byte_tokenizer
+from lace.cli.data_view import print_item
 from lace.data.pipeline.config import DataConfig, ReasoningGymSource
 from lace.data.pipeline.item import Item, Question
+from lace.data.pipeline.item import Path as ThreadPath
 from lace.data.pipeline.outcomes import read_items
 from lace.data.pipeline.run import run_pipeline
 from lace.data.pipeline.sources import normalise, read_source
@@ -144,6 +147,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mini_sudoku": {"min_empty": 4, "max_empty": 8},
     "rotate_matrix": {"min_n": 3, "max_n": 4},
 }
+
+
+def test_a_grid_is_shown_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ThreadPath(text="I see.", answer="1 2\n3 4", summary="s", distance=1.0)
+    print_item(
+        Item(question=question("mini_sudoku"), labels=(3,), paths=(path,)), Console(width=80, force_terminal=False)
+    )
+    shown = [line.strip(" │") for line in capsys.readouterr().out.splitlines()]
+    start = shown.index("answer:")
+    assert shown[start : start + 4] == ["answer:", "1 2", "3 4", "(not verified)"]
 
 
 def _as_the_scorer_says(item: Item) -> None:

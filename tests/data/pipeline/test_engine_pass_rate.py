@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +18,9 @@ from lace.cli.base_sampler import EngineSampler
 from lace.cli.models import load_engine
 from lace.data.pipeline.config import DataConfig, Engine
 from lace.data.pipeline.keyed_log import read_lines
+from lace.data.pipeline.plan import plan_stages
 from lace.data.pipeline.prompts import read_prompt
+from lace.data.pipeline.ray_executor import actors_of
 from lace.data.pipeline.resources import Helpers
 from lace.data.pipeline.run import run_pipeline
 from lace.engine.sampling import SamplingParams
@@ -46,7 +49,7 @@ def test_an_engine_decides_which_questions_are_worth_a_teacher(
             questions={"sources": [source], "near_duplicates": 0},
         )
         assert isinstance(config.base, Engine)
-        run_pipeline(config, helpers=Helpers(EngineSampler(config.base)))
+        run_pipeline(config, helpers=Helpers(partial(EngineSampler, config.base)))
     (outcomes,) = config.run.out.glob("stages/2-pass-rate-*/outcomes.jsonl")
     lines = {line["id"]: line for line in read_lines(outcomes)}
     assert sorted(lines) == [f"q{n}" for n in range(10)]
@@ -104,3 +107,22 @@ def test_an_engine_that_is_not_there_is_named(make_config: Callable[..., DataCon
     assert isinstance(config.base, Engine)
     with pytest.raises((ValueError, FileNotFoundError), match="nothing"):
         EngineSampler(config.base)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "engine", "stage", "expected"),
+    [
+        (0, True, "pass-rate", (2, {"num_cpus": 4.0})),
+        (3, True, "pass-rate", (3, {"num_cpus": 0.5, "num_gpus": 1})),
+        (3, True, "solutions", (24, {"num_cpus": 0.5})),
+        (3, False, "pass-rate", (24, {"num_cpus": 0.5})),
+    ],
+)
+def test_a_cluster_holds_an_engine_for_each_gpu_or_machine(
+    make_config: Callable[..., DataConfig], gpus: int, engine: bool, stage: str, expected: tuple[int, dict[str, float]]
+) -> None:
+    base = {"engine": "puzzles"} if engine else {"base_url": "http://127.0.0.1:1/v1", "model": "base"}
+    config = make_config("http://127.0.0.1:1/v1", base=base)
+    planned = next(each for each in plan_stages(config) if each.name == stage)
+    nodes: list[dict[str, Any]] = [{"Resources": {"CPU": 16.0}}, {"Resources": {"CPU": 8.0}}, {"Resources": {}}]
+    assert actors_of(config, planned, {"CPU": 24.0, "GPU": float(gpus)}, nodes) == expected

@@ -109,7 +109,7 @@ def test_pass_rate_of_a_model_in_this_process(decide: Callable[..., Item | Rejec
             assert messages[1]["content"] == QUESTION.text
             return ["answer: 34", *["answer: none"] * (count - 1)]
 
-    helpers = Helpers(sampler=Sampler())
+    helpers = Helpers(load_sampler=Sampler)
     outcome = decide("pass-rate", Item(question=QUESTION), always(""), helpers, pass_rate={"samples": 5})
     assert isinstance(outcome, Item)
     assert outcome.pass_rate == 0.2
@@ -191,7 +191,7 @@ def test_paths_that_say_the_same_in_other_words_are_one(decide: Callable[..., It
     def embed(texts: Any) -> list[list[float]]:
         return [[0.0, 1.0] if "fingers" in text else [1.0, 0.0] for text in texts]
 
-    helpers = Helpers(embed=embed)
+    helpers = Helpers(load_embed=lambda: embed)
     sections = {"solutions": {"max_calls": 3, "encoder": "e"}, "run": {"max_threads": 2}}
     outcome = decide("solutions", Item(question=QUESTION), script, helpers, **sections)
     assert isinstance(outcome, Item)

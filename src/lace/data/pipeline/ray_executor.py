@@ -14,18 +14,19 @@ import logging
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lace.data.pipeline.budget import Budget, BudgetSpent
-from lace.data.pipeline.config import BudgetConfig, DataConfig
+from lace.data.pipeline.config import BudgetConfig, DataConfig, Engine
 from lace.data.pipeline.item import Item, Rejection
 from lace.data.pipeline.keyed_log import KeyedLog
 from lace.data.pipeline.local_executor import Leftovers, Outcome, decide
 from lace.data.pipeline.plan import PlannedStage, calls_path, plan_stages
-from lace.data.pipeline.resources import Helpers, open_resources
+from lace.data.pipeline.resources import SAMPLED, Helpers, open_resources
 from lace.data.pipeline.teacher import CallFailed
 from lace.data.pipeline.tokenizer import load_tokenizer
 
@@ -42,6 +43,7 @@ def run_ray(
     pending: Iterator[tuple[str, Item]],
     write: Callable[[str, str, Item, Outcome], None],
     budget: Budget,
+    helpers: Helpers,
     called: Callable[[int, int, float], None],
 ) -> Leftovers:
     """Decides all pending items on the cluster that Ray knows, or on this machine if it knows none.
@@ -52,6 +54,7 @@ def run_ray(
         pending: keys and items of the stage before.
         write: takes key, parent's key, item and outcome of each as it comes back.
         budget: of which each actor gets an equal share of what is left.
+        helpers: models that actors load, each its own.
         called: told what the calls of this stage are so far.
 
     Raises:
@@ -69,13 +72,21 @@ def run_ray(
     _write_pending(folder, pending)
     ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    actors = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    actors, share = actors_of(config, stage, ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]])
     rows = ray.data.read_text(str(folder)).map_batches(
         StageActor,
-        fn_constructor_args=(config.model_dump_json(), stage.name, actors, _share(budget, actors).model_dump_json()),
+        fn_constructor_args=(
+            config.model_dump_json(),
+            stage.name,
+            actors,
+            _share(budget, actors).model_dump_json(),
+            helpers,
+            sys.path,
+        ),
         batch_size=BATCH,
         compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=0.5,  # they mostly wait; the other half reads and passes on
+        scheduling_strategy="SPREAD",
+        **share,
     )
     left, totals = Leftovers(), [0, 0, 0.0]
     for row in rows.iter_rows():
@@ -93,6 +104,23 @@ def run_ray(
     budget.add(int(totals[1]), float(totals[2]))
     shutil.rmtree(folder)
     return left
+
+
+def actors_of(
+    config: DataConfig, stage: PlannedStage, resources: dict[str, float], nodes: list[dict[str, Any]]
+) -> tuple[int, dict[str, float]]:
+    """How many processes, and what each takes of the cluster.
+
+    They mostly wait for servers, so there is one for each processor, which it takes half of: the other half reads and
+    passes on. Of those that run an engine there is one for each GPU, or one on a machine where there is none, since an
+    engine uses all of it; it takes half of the processors.
+    """
+    if stage.name != SAMPLED or not isinstance(config.base, Engine):
+        return max(1, int(resources.get("CPU", 1))), {"num_cpus": 0.5}
+    if gpus := int(resources.get("GPU", 0)):
+        return gpus, {"num_cpus": 0.5, "num_gpus": 1}
+    processors = [cpus for node in nodes if (cpus := node["Resources"].get("CPU", 0))]
+    return max(1, len(processors)), {"num_cpus": min(processors, default=1.0) / 2}
 
 
 def _rejected(row: dict[str, Any]) -> Rejection:
@@ -120,10 +148,18 @@ def _share(budget: Budget, actors: int) -> BudgetConfig:
     return BudgetConfig(tokens=tokens, money=money, minutes=limits.minutes)
 
 
+def _row(parent: str, text: str) -> dict[str, Any]:
+    """What comes back of an item, before anything is known."""
+    row: dict[str, Any] = {"parent": parent, "item": text, "calls": 0, "tokens": 0, "money": 0.0}
+    return row | dict.fromkeys(("reason", "detail", "unusable", "failure", "stopped", "error"), "")
+
+
 class StageActor:
     """One process of the cluster, which decides batches of items, several at the same time."""
 
-    def __init__(self, config: str, stage: str, actors: int, budget: str) -> None:
+    def __init__(self, config: str, stage: str, actors: int, budget: str, helpers: Helpers, path: list[str]) -> None:
+        sys.path += [folder for folder in path if folder not in sys.path]  # a user's verifiers stand beside the config
+        self.helpers = helpers
         self.config = DataConfig.model_validate_json(config)
         self.stage = next(each for each in plan_stages(self.config) if each.name == stage)
         self.budget = Budget(BudgetConfig.model_validate_json(budget))
@@ -140,27 +176,36 @@ class StageActor:
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Decides a batch of lines `KEY ITEM`."""
+        lines = [str(line).split(" ", 1) for line in batch["text"]]
+        try:
+            await self._open()
+        except (ValueError, OSError) as error:
+            told = str(error).partition("\n")[0]
+            rows = [_row(parent, text) | {"error": told} for parent, text in lines]
+        else:
+            rows = await asyncio.gather(*(self._decide(parent, text) for parent, text in lines))
+        rows[0] |= self._since_last_report()
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    async def _open(self) -> None:
+        """Opens what the stage uses, a model in this process included, with the first batch, and for as long as the
+        actor lives."""
         async with self._opening:
-            if self.resources is None:  # for as long as the actor lives, so what was opened must not be collected
-                self._opened = open_resources(
+            if self.resources is None:
+                self._opened = open_resources(  # must not be collected
                     self.config,
                     self.stage.name,
                     self.calls,
                     self.budget,
                     self.tokenizer,
-                    Helpers(),
+                    self.helpers,
                     self.concurrency,
                     self._count,
                 )
                 self.resources = await self._opened.__aenter__()
-        rows = await asyncio.gather(*(self._decide(*str(line).split(" ", 1)) for line in batch["text"]))
-        rows[0] |= self._since_last_report()
-        return {name: [row[name] for row in rows] for name in rows[0]}
 
     async def _decide(self, parent: str, text: str) -> dict[str, Any]:
-        item = Item.model_validate_json(text)
-        row: dict[str, Any] = {"parent": parent, "item": text, "calls": 0, "tokens": 0, "money": 0.0}
-        row |= dict.fromkeys(("reason", "detail", "unusable", "failure", "stopped", "error"), "")
+        item, row = Item.model_validate_json(text), _row(parent, text)
         try:
             outcome = await decide(self.stage, self.stage.key_of(parent), parent, item, self.resources)
         except CallFailed as failure:

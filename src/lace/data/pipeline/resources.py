@@ -6,37 +6,58 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from lace.data.pipeline.budget import Budget
-from lace.data.pipeline.config import DataConfig, Endpoint
+from lace.data.pipeline.config import DataConfig, Endpoint, Engine
 from lace.data.pipeline.context import Embed, Resources, Sampler
 from lace.data.pipeline.keyed_log import KeyedLog
 from lace.data.pipeline.teacher import Teacher
 from lace.data.pipeline.verifiers import VerifierPool, check_verifier, named_verifiers
 
+SAMPLED, EMBEDDED = "pass-rate", "solutions"
+"""The stages that use a model in their process."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Helpers:
-    """Models in this process, which the caller brings: this package knows of none."""
+    """Models that run in the process of a stage. The caller brings what loads them, since this package knows of none;
+    each process that needs one loads it once. For the executor ray the loaders must survive pickling."""
 
-    sampler: Sampler | None = None
+    load_sampler: Callable[[], Sampler] | None = None
     """The base model, where the config names an engine."""
-    embed: Embed | None = None
+    load_embed: Callable[[], Embed] | None = None
     """The sentence encoder, where the config names one."""
 
+    @cached_property
+    def sampler(self) -> Sampler | None:
+        return self.load_sampler() if self.load_sampler else None
 
-async def check_resources(config: DataConfig, helpers: Helpers) -> None:
+    @cached_property
+    def embed(self) -> Embed | None:
+        return self.load_embed() if self.load_embed else None
+
+
+async def check_resources(config: DataConfig, helpers: Helpers, *, load: bool) -> None:
     """Whether a run will have all that its stages use, so that what is missing is told before any work is done.
+
+    Args:
+        config: of the run.
+        helpers: that were brought.
+        load: whether this process will use them, and so may load them at once.
 
     Raises:
         ValueError: one line, for a key that is missing, a verifier that is not there, or a helper that was not brought.
+        OSError: for a model that cannot be loaded.
     """
-    if config.base is not None and not isinstance(config.base, Endpoint) and helpers.sampler is None:
-        raise ValueError("base.engine: this executor cannot run an engine; give an endpoint as base.base_url")
-    if config.solutions.encoder is not None and helpers.embed is None:
-        raise ValueError("solutions.encoder: this executor has no sentence encoder; leave it out")
+    if isinstance(config.base, Engine) and helpers.load_sampler is None:
+        raise ValueError("base.engine: nothing was brought that loads an engine; give an endpoint as base.base_url")
+    if config.solutions.encoder is not None and helpers.load_embed is None:
+        raise ValueError("solutions.encoder: nothing was brought that loads a sentence encoder; leave it out")
+    if load:
+        _ = helpers.sampler, helpers.embed
     for verifier in named_verifiers(config):
         check_verifier(verifier)
     for endpoint in (config.base, config.teacher):
@@ -60,7 +81,10 @@ async def open_resources(
 
     Raises:
         ValueError: one line, for a key that is missing or a verifier that is not there.
+        OSError: for a model that cannot be loaded.
     """
+    sampler = helpers.sampler if stage == SAMPLED else None
+    embed = helpers.embed if stage == EMBEDDED else None
     verifiers = VerifierPool(named_verifiers(config), config.verify.processes, config.verify.seconds)
     base = Teacher(config.base, concurrency, budget, waiting) if isinstance(config.base, Endpoint) else None
     teacher = Teacher(config.teacher, concurrency, budget, waiting)
@@ -74,8 +98,8 @@ async def open_resources(
             verifiers=verifiers,
             teacher=teacher,
             base=base,
-            sampler=helpers.sampler,
-            embed=helpers.embed,
+            sampler=sampler,
+            embed=embed,
             called=called,
         )
     finally:

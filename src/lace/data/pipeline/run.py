@@ -54,7 +54,7 @@ def run_pipeline(
         config: of the run.
         command: as it was given, for the record.
         executor: `local`, or `ray` for a cluster.
-        helpers: models in this process.
+        helpers: models that run in the processes of the stages.
 
     Returns:
         Lattices written, by part.
@@ -62,12 +62,13 @@ def run_pipeline(
     Raises:
         Stopped: a budget is spent, or some calls failed; run again to go on.
         ValueError: one line, for what does not fit together, or a server that refuses everything.
+        OSError: for a model that cannot be loaded.
     """
     helpers = helpers or Helpers()
     tokenizer = load_tokenizer(config.student.tokenizer, config.student.revision)
     stages = plan_stages(config)
     if not stages[0].outcomes.exists():  # else the first stage that is left tells as soon
-        asyncio.run(check_resources(config, helpers if executor == "local" else Helpers()))
+        asyncio.run(check_resources(config, helpers, load=executor == "local"))
     with _alone(config.run.out):
         _write_about(config, command, stages)
         budget = Budget(config.budget)
@@ -162,7 +163,7 @@ def _run_stage(
         elif executor == "ray":
             from lace.data.pipeline.ray_executor import run_ray
 
-            left = run_ray(config, stage, pending, write, budget, progress.called)
+            left = run_ray(config, stage, pending, write, budget, helpers, progress.called)
             _calls(config, stage)
         else:
             left = asyncio.run(_run_here(config, stage, pending, write, budget, tokenizer, helpers, progress))
