@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -204,6 +206,26 @@ def test_stream_tells_what_generate_returns(tokenizer: PreTrainedTokenizerFast) 
             assert "".join(e.text for e in own if e.logprob is None).split() == ["Thread", str(thread.label), ":"]
             assert [e.finish_reason for e in own if e.finish_reason] == [thread.finish_reason]
             assert own[-1].finish_reason == thread.finish_reason
+
+
+def test_every_step_has_its_time(tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = Engine(new_model(tokenizer), tokenizer)
+    expected = engine.generate(PROMPTS, VARIED)
+    began, slept = time.perf_counter(), 0.0
+    results = []
+    for event in engine.generate_stream(PROMPTS, VARIED):
+        if isinstance(event, LatticeResult):
+            results.append(event)
+        elif slept < 0.3:
+            time.sleep(0.05)  # a slow reader takes none of the decoding's time
+            slept += 0.05
+    passed = time.perf_counter() - began
+    for result in [*expected, *results]:
+        assert len(result.step_seconds) == result.steps
+        assert result.step_seconds[-1] == result.seconds
+        assert all(before < after for before, after in pairwise([0.0, *result.step_seconds]))
+    assert max(result.seconds for result in results) < passed - 0.3
+    assert len({result.steps for result in results}) > 1  # whoever ends before others has fewer
 
 
 def test_stop_text_ends_a_thread_and_is_cut_off(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,6 +92,19 @@ def test_a_rolling_window_is_no_limit(tokenizer: PreTrainedTokenizerFast, monkey
     results = run(scheduler, MANY, every=3)
     assert token_ids(results) == reference(engine, MANY)
     assert any(by < 0 for by in moved)
+
+
+def test_times_of_steps_begin_when_a_lattice_is_admitted(tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = Engine(new_model(tokenizer), tokenizer)
+    results = run(Scheduler(engine), JOBS, every=3)
+    began = time.perf_counter()
+    late = run(Scheduler(engine, max_lattices=1), JOBS)  # each waits for the one before
+    passed = time.perf_counter() - began
+    for result in [*results, *late]:
+        assert len(result.step_seconds) == result.steps
+        assert result.step_seconds[-1] == result.seconds
+        assert all(before < after for before, after in pairwise([0.0, *result.step_seconds]))
+    assert sum(result.seconds for result in late) < passed
 
 
 def test_strategies_mix_in_one_batch(tokenizer: PreTrainedTokenizerFast) -> None:

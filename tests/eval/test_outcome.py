@@ -16,7 +16,7 @@ def thread(index: int, text: str, tag: Tag | None, answer: str | None, ids: tupl
 
 
 def result(threads: list[ThreadResult], chosen: int) -> LatticeResult:
-    return LatticeResult("a question", "lace", threads, chosen, "best_tag", 9, 6, 20, 0.5)
+    return LatticeResult("a question", "lace", threads, chosen, "best_tag", 9, 6, 20, 0.5, [])
 
 
 def test_countdown_is_judged_by_its_verifier() -> None:

@@ -51,7 +51,7 @@ def _result(*texts: str, tag: str = "best") -> LatticeResult:
         ThreadResult(n, n + 1, text, [n], [-1.0], "eos", tag if n == 0 else "fail", "42")  # type: ignore[arg-type]
         for n, text in enumerate(texts)
     ]
-    return LatticeResult("?", "lace", threads, 0, "best_tag", 1, 1, 1, 0.0)
+    return LatticeResult("?", "lace", threads, 0, "best_tag", 1, 1, 1, 0.0, [])
 
 
 def test_mean_cosine_distance() -> None:

@@ -28,7 +28,7 @@ def _result(*threads: tuple[str | None, str | None, list[int]]) -> LatticeResult
         for n, (tag, answer, ids) in enumerate(threads)
     ]
     chosen, by = choose_thread([t.tag for t in made], [t.answer for t in made])
-    return LatticeResult("?", "lace", made, chosen, by, 1, 1, 1, 0.0)
+    return LatticeResult("?", "lace", made, chosen, by, 1, 1, 1, 0.0, [])
 
 
 SAME, OTHER = [1, 2, 3, 4], [5, 6, 7, 8]

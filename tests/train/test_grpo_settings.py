@@ -27,7 +27,7 @@ def test_independent_threads_are_rewarded_each_for_itself() -> None:
         for n, (tag, answer) in enumerate(threads)
     ]
     chosen, by = choose_thread([t.tag for t in made], [t.answer for t in made])
-    result = LatticeResult("?", "independent", made, chosen, by, 1, 16, 4, 0.0)
+    result = LatticeResult("?", "independent", made, chosen, by, 1, 16, 4, 0.0, [])
     reward = independent_reward(result, lambda answer: answer == "right", RewardWeights(correct=1.0, form=0.1))
     assert reward.threads == pytest.approx((1.1, 0.1, 1.0, 0.1))
     assert reward.total == pytest.approx(2.3 / 4)

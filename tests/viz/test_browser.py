@@ -183,7 +183,7 @@ def test_the_way_of_the_keyboard(browser: Browser, tmp_path: Path) -> None:
     assert opened.focus == (trace.threads[1].label, 59)
     assert opened.scroller().evaluate("e => e.scrollTop") > 0
     said = page.locator("[role=status]").inner_text()
-    assert said.startswith(f"Thread {trace.threads[1].label}, step 59: ")
+    assert said.startswith(f"Thread {trace.threads[1].label}, step 59, after 1.500 s: ")
     most = opened.reads()[0]
     page.keyboard.press("Enter")
     opened.settle()
@@ -239,7 +239,8 @@ def test_what_a_screen_reader_is_told(browser: Browser, tmp_path: Path) -> None:
     thread = next(n for n, each in enumerate(trace.threads) if each.label == label)
     reads = opened.reads()
     listed = page.locator(".reads button").first.inner_text()  # "3.5 % thread 7, step 5: 9"
-    assert said.startswith(f"Thread {label}, step {step}: {trace.threads[thread].texts[step].strip()}. ")
+    after = f"after {float(trace.seconds_S[step]):.3f} s"
+    assert said.startswith(f"Thread {label}, step {step}, {after}: {trace.threads[thread].texts[step].strip()}. ")
     assert f"It reads {listed.replace(': ', ', ')}; " in said
     assert f"and {len(reads) - 3} more, through a gate that is" in said
 
@@ -254,7 +255,7 @@ def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -
     page, trace = opened.page, opened.traces[0]
     slider = page.get_by_label("Time, in steps")
     slider.fill("40")
-    page.get_by_label("Window").select_option("8")
+    page.get_by_label("Window", exact=True).select_option("8")
     opened.settle()
     assert page.locator(".timeline .clock").inner_text() == "step 40 of 63"
     assert "steps 33 to 40" in page.locator(".who").inner_text()
@@ -275,6 +276,121 @@ def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -
     page.get_by_role("button", name="Play").click()
     page.locator(".timeline .clock", has_text="step 63 of 63").wait_for()
     page.get_by_role("button", name="Play").wait_for()  # it has stopped by itself
+    opened.close()
+
+
+def matrix_of(opened: Opened) -> list[list[str]]:
+    return opened.page.locator(".matrix tbody tr").evaluate_all(
+        "all => all.map(row => [...row.querySelectorAll('td')].map(cell => cell.textContent))"
+    )
+
+
+def expect_matrix(opened: Opened, first: int, last: int) -> None:
+    """The caption names these steps, and every cell is the mean of the trace over them and over heads."""
+    opened.settle()
+    assert f"steps {first} to {last}, layer" in opened.page.locator(".who").inner_text()
+    trace = opened.traces[0]
+    steps = len(trace.threads[0].texts)
+    mass_NSN = trace.mass()[0].mean(dim=1).unflatten(0, (len(trace.threads), steps))
+    expected = mass_NSN[:, max(first, trace.threads[0].given) : last + 1].mean(dim=1)
+    for n, (row, shares) in enumerate(zip(matrix_of(opened), expected.tolist(), strict=True)):
+        assert row.pop(n) == "\N{EN DASH}"
+        del shares[n]
+        assert list(map(float, row)) == pytest.approx([100 * share for share in shares], abs=0.51)
+
+
+def test_a_window_of_time_drawn_by_pointer(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=64, layers=1)])
+    page = opened.page
+    expect_matrix(opened, 0, 63)
+    box = page.locator(".band").bounding_box()
+    assert box is not None
+
+    def drag(begin: float, end: float) -> None:
+        """From step to step; halves are the middles of steps."""
+        x, y = box["x"], box["y"] + box["height"] / 2
+        page.mouse.move(x + begin / 64 * box["width"], y)
+        page.mouse.down()
+        page.mouse.move(x + (begin + end) / 128 * box["width"], y)
+        page.mouse.move(x + end / 64 * box["width"], y + 30)  # the pointer may leave the band
+        page.mouse.up()
+
+    picture = "c => c.toDataURL()"
+    before = [page.locator(canvas).evaluate(picture) for canvas in (".band", ".scroller canvas", ".run")]
+    drag(10.5, 20.5)
+    expect_matrix(opened, 10, 20)
+    after = [page.locator(canvas).evaluate(picture) for canvas in (".band", ".scroller canvas", ".run")]
+    assert all(old != new for old, new in zip(before, after, strict=True))  # it is seen on all of them
+    assert page.locator("[role=status]").inner_text() == "Who reads whom is about steps 10 to 20."
+    page.get_by_label("Time, in steps").fill("5")  # it stays, wherever the time is
+    expect_matrix(opened, 10, 20)
+    drag(21.0, 40.5)  # by its end
+    expect_matrix(opened, 10, 40)
+    drag(10.0, 5.5)  # by its begin
+    expect_matrix(opened, 5, 40)
+    drag(50.5, 45.5)  # backwards, and another one
+    expect_matrix(opened, 45, 50)
+    assert page.get_by_label("Window", exact=True).input_value() == "chosen"
+    page.get_by_role("button", name="Clear").click()
+    expect_matrix(opened, 0, 5)
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Window"
+    assert not page.get_by_role("button", name="Clear").is_visible()
+    drag(30.5, 33.5)
+    expect_matrix(opened, 30, 33)
+    page.mouse.click(box["x"] + 3, box["y"] + 5)
+    expect_matrix(opened, 0, 5)
+    opened.close()
+
+
+def test_a_window_of_time_chosen_by_key(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=64, layers=1)])
+    page = opened.page
+    status = page.locator("[role=status]")
+    opened.scroller().focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("b")
+    expect_matrix(opened, 6, 63)
+    for _ in range(9):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("e")
+    expect_matrix(opened, 6, 15)
+    assert status.inner_text() == "Who reads whom is about steps 6 to 15."
+    nodes = accessibility_tree(page)
+    fields = {node.name: node for node in nodes if node.role == "spinbutton"}
+    assert set(fields) == {"Window from step", "Window to step"}
+    page.get_by_label("Window from step").fill("2")
+    page.keyboard.press("Enter")
+    expect_matrix(opened, 2, 15)
+    page.get_by_label("Window to step").fill("999")
+    page.keyboard.press("Tab")
+    expect_matrix(opened, 2, 63)
+    page.get_by_label("Window to step").fill("")
+    page.keyboard.press("Tab")
+    opened.settle()
+    assert page.get_by_label("Window to step").input_value() == "63"
+    opened.scroller().focus()
+    page.keyboard.press("c")
+    expect_matrix(opened, 0, 63)
+    assert status.inner_text() == "Who reads whom is about steps 0 to 63, as time goes on."
+    page.get_by_label("Window", exact=True).select_option("8")
+    expect_matrix(opened, 56, 63)
+    page.get_by_label("Window", exact=True).select_option("chosen")
+    page.get_by_label("Time, in steps").fill("20")
+    expect_matrix(opened, 56, 63)
+    page.get_by_label("Window", exact=True).select_option("32")
+    expect_matrix(opened, 0, 20)
+    opened.close()
+
+
+def test_the_time_of_a_token(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=40)])
+    page, trace = opened.page, opened.traces[0]
+    for thread, step in ((0, 1), (2, 12)):  # one that was given, and one that was chosen
+        opened.hover(thread, step)
+        after = f"after {float(trace.seconds_S[step]):.3f} s"
+        assert after in page.locator(".token dl").inner_text()
+        assert f"step {step}, {after}: " in page.locator("#token-in-words").text_content()
     opened.close()
 
 

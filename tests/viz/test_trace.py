@@ -150,6 +150,8 @@ def test_recording_changes_no_text(tokenizer: PreTrainedTokenizerFast) -> None:
         assert "".join(thread.texts[: thread.given]) == f"Thread {written.label} :"  # as this tokenizer writes it
         assert (thread.tag, thread.answer, thread.finish_reason) == (written.tag, written.answer, written.finish_reason)
     assert [thread.correct for thread in trace.threads] == [True, False, None, None, None]
+    assert trace.seconds_S.tolist() == pytest.approx(before.step_seconds)  # of the decoding, not of the recording
+    assert len(trace.seconds_S) == max(len(thread.texts) for thread in trace.threads)
 
 
 def test_the_size_of_a_pass_decides_nothing(
@@ -213,6 +215,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Trace.load(tmp_path / "text")
     with pytest.raises(ValueError, match="lace solve --trace"):
         Trace.load(tmp_path / "weights.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "old.trace", {"lace_trace": '{"version": 3}'})
+    with pytest.raises(ValueError, match=r"is a trace of version 3, this program reads version 4\Z"):
+        Trace.load(tmp_path / "old.trace")
     with pytest.raises(FileNotFoundError):
         Trace.load(tmp_path / "none")
 

@@ -186,6 +186,7 @@ function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: strin
     now: 0,
     trail: TRAIL,
     window: 0,
+    span: null,
     playing: false,
     focus: null,
     pinned: false,
@@ -223,6 +224,7 @@ function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: strin
     last = time;
     const more = runs.map((one) => one.advance(passed)).some(Boolean);
     const over = runs.every((one) => one.note === null);
+    const ended = over && state.trail === Infinity;
     state.now = Math.max(0, ...runs.map((one) => one.steps - 1));
     state.trail = over ? Infinity : TRAIL;
     panes.forEach((pane, number) => {
@@ -230,7 +232,7 @@ function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: strin
       const says = JSON.stringify([note, threads.map((thread) => thread.label)]);
       if (says !== said[number]) pane.update();
       said[number] = says;
-      pane.follow();
+      if (!ended) pane.follow();
       pane.draw();
     });
     token.draw();

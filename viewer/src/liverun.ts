@@ -120,6 +120,10 @@ export class LiveRun implements Run {
     return this.entries(0, view, thread, step).reduce((sum, entry) => sum + entry.weight, 0);
   }
 
+  secondsAt(): null {
+    return null; // the recording tells it
+  }
+
   facts(_layer: number, thread: number, step: number): [string, string][] {
     if (step < this.threads[thread].given) return [["given", "part of the opening, not chosen"]];
     return this.layers.length ? [["strongest readings", percent(this.heat("", 0, null, thread, step))]] : [];

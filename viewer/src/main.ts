@@ -5,7 +5,7 @@ import { el, foreign, option } from "./dom";
 import { MatrixPanel, TokenPanel } from "./panels";
 import { Pane } from "./pane";
 import { Search } from "./search";
-import { HEATS, MARKS, titleOf, type Focus, type Heat, type State } from "./state";
+import { HEATS, MARKS, titleOf, windowOf, withEnd, type Focus, type Heat, type Span, type State } from "./state";
 import { themeButton } from "./theme";
 import { Timeline } from "./timeline";
 import { tracesOfPage, type Trace } from "./trace";
@@ -14,6 +14,9 @@ import { Walk, WALK_KEYS } from "./walk";
 
 const KEYS =
   `${WALK_KEYS} n goes to the next mark, comma and full stop move the time by a step, Space plays, slash searches.`;
+const WINDOW_KEYS =
+  " b begins at the token the window of time that the matrix is about, e ends it there, c clears it; the pointer " +
+  "draws it on the band above the timeline.";
 
 function start(traces: Trace[]): void {
   const read = traces.find((trace) => trace.layers.length > 0);
@@ -25,6 +28,7 @@ function start(traces: Trace[]): void {
     now: steps - 1,
     trail: 1,
     window: 0,
+    span: null,
     playing: false,
     focus: null,
     pinned: false,
@@ -42,12 +46,17 @@ function start(traces: Trace[]): void {
     ".": () => moveTo(state.now + 1),
     " ": () => timeline.toggle(),
     "/": () => search.focus(),
+    ...(read && {
+      b: () => choose(withEnd(windowOf(state), "from", state.focus?.step ?? state.now)),
+      e: () => choose(withEnd(windowOf(state), "to", state.focus?.step ?? state.now)),
+      c: () => choose(null),
+    }),
   });
   const go = walk.go.bind(walk);
   traces.forEach((trace, number) => panes.push(new Pane(trace, number, names[number], state, walk.handlers(number))));
 
-  const timeline = new Timeline(panes, state, steps, moveTo);
-  const matrix = new MatrixPanel(panes, state);
+  const timeline = new Timeline(panes, state, steps, moveTo, read ? choose : null);
+  const matrix = new MatrixPanel(panes, state, steps, choose);
   const token = new TokenPanel(panes, state, go);
   const search = new Search(panes, go, refresh);
 
@@ -118,7 +127,7 @@ function start(traces: Trace[]): void {
     ),
     timeline.element,
     transcript(traces, names),
-    el("p", { id: "keys", class: "keys" }, KEYS),
+    el("p", { id: "keys", class: "keys" }, read ? KEYS + WINDOW_KEYS : KEYS),
     ...legend(traces),
     status,
   );
@@ -130,6 +139,17 @@ function start(traces: Trace[]): void {
     if (playing || !state.pinned) state.focus = null;
     if (playing) state.pinned = false;
     panes.forEach((pane) => pane.reveal(null, Math.min(state.now, pane.trace.steps - 1)));
+    refresh();
+  }
+
+  /** Makes the matrix be about these steps, or again about those of the preset window; says so unless it is `quiet`. */
+  function choose(span: Span | null, quiet = false): void {
+    const within = (step: number) => Math.max(0, Math.min(steps - 1, Math.round(step)));
+    state.span = span && { from: within(span.from), to: within(span.to) };
+    if (!quiet) {
+      const { from, to } = windowOf(state);
+      status.textContent = `Who reads whom is about steps ${from} to ${to}${state.span ? "" : ", as time goes on"}.`;
+    }
     refresh();
   }
 

@@ -361,6 +361,10 @@ export class Pane<Shown extends Run = Trace> {
       if (step % 5 === 0) context.fillText(String(step), GUTTER - 8, step * ROW - scrollTop + ROW / 2 + 1);
     }
     context.textAlign = "left";
+    const { span } = this.state;
+    if (!span) return;
+    context.fillStyle = colours.accent;
+    context.fillRect(GUTTER - 5, span.from * ROW - scrollTop, 3, (span.to + 1 - span.from) * ROW);
   }
 
   private drawArcs(width: number, height: number): void {

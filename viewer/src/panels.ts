@@ -1,14 +1,16 @@
 // What stands beside the columns: the token in focus, and who reads whom.
 
-import { el, foreign } from "./dom";
+import { el, foreign, option } from "./dom";
 import { shown, type Pane } from "./pane";
-import { markInWords, percent, type State } from "./state";
+import { inTime, markInWords, percent, windowOf, withEnd, type Span, type State } from "./state";
 import type { Run } from "./trace";
 
 /** Threads that the matrix has room for with cells of three digits. */
 const DENSE = 8;
 /** Arcs that are told in words. */
 const TOLD = 3;
+/** The window that is none of the preset ones. */
+const CHOSEN = "chosen";
 
 export class TokenPanel {
   readonly element: HTMLElement;
@@ -31,7 +33,9 @@ export class TokenPanel {
     if (!focus) return "";
     const pane = this.panes[focus.pane];
     const thread = pane.trace.threads[focus.thread];
-    const head = `Thread ${thread.label}, step ${focus.step}: ${shown(thread, focus.step).slice(0, 200)}.`;
+    const seconds = pane.trace.secondsAt(focus.step);
+    const when = seconds === null ? "" : `, after ${inTime(seconds)}`;
+    const head = `Thread ${thread.label}, step ${focus.step}${when}: ${shown(thread, focus.step).slice(0, 200)}.`;
     const marks = thread.marks.filter((mark) => mark.step === focus.step).map((mark) => ` It ${markInWords(mark)}.`);
     const arcs = pane.arcs();
     if (arcs.length === 0) return `${head}${marks.join("")} ${this.noArcs(pane)}`;
@@ -110,12 +114,39 @@ export class MatrixPanel {
   readonly element: HTMLElement;
   private readonly parts: { pane: Pane; cells: HTMLTableCellElement[][] }[];
   private readonly caption = el("p", { class: "faint" });
+  private readonly preset = el(
+    "select",
+    { "aria-label": "Window" },
+    ...[0, 8, 32, 128].map((steps) => option(steps, steps ? `last ${steps} steps` : "all so far")),
+    option(CHOSEN, "chosen steps"),
+  );
+  private readonly from: HTMLInputElement;
+  private readonly to: HTMLInputElement;
+  private readonly clear = el("button", { type: "button" }, "Clear");
+  private readonly ends: HTMLElement;
   private drawn = "";
 
+  /**
+   * @param steps there are.
+   * @param choose is told which steps the matrix shall be about; null for those of the preset window.
+   */
   constructor(
     panes: Pane[],
     private readonly state: State,
+    steps: number,
+    choose: (span: Span | null) => void,
   ) {
+    const box = (label: string) => el("input", { type: "number", min: 0, max: steps - 1, "aria-label": label });
+    [this.from, this.to] = [box("Window from step"), box("Window to step")];
+    this.ends = el(
+      "div",
+      { class: "controls ends", role: "group", "aria-label": "Chosen steps" },
+      el("span", { "aria-hidden": "true" }, "from"),
+      this.from,
+      el("span", { "aria-hidden": "true" }, "to"),
+      this.to,
+      this.clear,
+    );
     const tables: HTMLElement[] = [];
     this.parts = panes
       .filter((pane) => pane.trace.layers.length > 0)
@@ -144,37 +175,46 @@ export class MatrixPanel {
         tables.at(-1)!.style.setProperty("--columns", String(threads.length));
         return { pane, cells };
       });
-    const span = el(
-      "select",
-      { "aria-label": "Window" },
-      ...[0, 8, 32, 128].map((steps) => el("option", { value: steps }, steps ? `last ${steps} steps` : "all so far")),
-    );
-    span.addEventListener("change", () => {
-      state.window = Number(span.value);
-      this.draw();
+    this.preset.addEventListener("change", () => {
+      const { value } = this.preset;
+      if (value !== CHOSEN) state.window = Number(value);
+      choose(value === CHOSEN ? windowOf(state) : null);
+    });
+    for (const [box, end] of [[this.from, "from"], [this.to, "to"]] as const) {
+      box.addEventListener("change", () => {
+        if (box.value === "") box.value = String(windowOf(state)[end]);
+        else choose(withEnd(windowOf(state), end, box.valueAsNumber));
+      });
+    }
+    this.clear.addEventListener("click", () => {
+      choose(null);
+      this.preset.focus(); // the button is gone
     });
     this.element = el(
       "section",
       { class: "who", "aria-label": "Who reads whom" },
-      el("div", { class: "controls" }, el("h2", {}, "Who reads whom"), tables.length > 0 && span),
+      el("div", { class: "controls" }, el("h2", {}, "Who reads whom"), tables.length > 0 && this.preset),
       ...(tables.length
-        ? [this.caption, ...tables]
+        ? [this.ends, this.caption, ...tables]
         : [el("p", { class: "faint" }, "These threads do not read each other.")]),
     );
   }
 
   draw(): void {
-    const { now, window, layer, view } = this.state;
-    const key = JSON.stringify([now, window, layer, view]);
+    const { span, window, layer, view } = this.state;
+    const { from, to } = windowOf(this.state);
+    const key = JSON.stringify([from, to, span, window, layer, view]);
     if (key === this.drawn) return;
     this.drawn = key;
-    const from = window ? Math.max(0, now - window + 1) : 0;
+    this.preset.value = span ? CHOSEN : String(window);
+    this.ends.hidden = span === null;
+    [this.from.value, this.to.value] = [String(from), String(to)];
     const heads = view.head > 0 ? `head ${view.head - 1}` : "mean of all heads";
     const what = view.gated ? "Attention × gate" : "Attention";
-    this.caption.textContent = `${what}, %, steps ${from} to ${now}, layer ${layer}, ${heads}; rows read columns.`;
+    this.caption.textContent = `${what}, %, steps ${from} to ${to}, layer ${layer}, ${heads}; rows read columns.`;
     for (const { pane, cells } of this.parts) {
       // A layer that only the other recording has shows as dashes.
-      const shares = pane.layer < 0 ? null : pane.trace.matrix(pane.layer, view, from, now);
+      const shares = pane.layer < 0 ? null : pane.trace.matrix(pane.layer, view, from, to);
       const tenths = cells.length > DENSE ? 0.00995 : 0.0995;
       cells.forEach((row, n) =>
         row.forEach((cell, m) => {

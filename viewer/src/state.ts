@@ -18,6 +18,12 @@ export interface Focus {
   step: number;
 }
 
+/** Steps, the first and the last included. */
+export interface Span {
+  from: number;
+  to: number;
+}
+
 export interface State {
   /** Number of a decoder layer, not its place. */
   layer: number;
@@ -29,6 +35,8 @@ export interface State {
   trail: number;
   /** How many steps up to `now` the matrix is about; 0 for all. */
   window: number;
+  /** The steps that it is about instead, where somebody has chosen them. */
+  span: Span | null;
   playing: boolean;
   focus: Focus | null;
   /** Whether the focus was chosen, by click or key, and stays where it is when the pointer moves. */
@@ -57,5 +65,19 @@ export const NAMES = { lace: "LACE: threads read each other", independent: "Inde
 /** What stands above the threads of a run, with what independent ones are compared with. */
 export const titleOf = (strategy: keyof typeof NAMES, model: string): string =>
   strategy === "lace" ? NAMES.lace : `${NAMES.independent}: ${model}, lattice off`;
+
+/** The steps from..to that the matrix is about. */
+export function windowOf({ now, window, span }: State): Span {
+  return span ?? { from: window ? Math.max(0, now - window + 1) : 0, to: now };
+}
+
+/** The same steps but for one end; the other gives way where it must. */
+export function withEnd(span: Span, end: keyof Span, step: number): Span {
+  const [from, to] = end === "from" ? [step, span.to] : [span.from, step];
+  return from <= to ? { from, to } : { from: step, to: step };
+}
+
+/** Seconds, as fine as steps are apart. */
+export const inTime = (seconds: number): string => `${seconds.toFixed(seconds < 10 ? 3 : 2)} s`;
 
 export const percent = (share: number): string => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;

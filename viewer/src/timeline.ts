@@ -1,12 +1,25 @@
-// The whole run at a glance, a row per thread, and the playhead.
+// The whole run at a glance, a row per thread, and the playhead; above it a band on which steps are chosen.
 
 import { el, option } from "./dom";
 import { drawMark, type Pane } from "./pane";
-import type { State } from "./state";
+import { windowOf, type Span, type State } from "./state";
+
+/** Height of the band, in pixels. */
+const BAND = 18;
+/** So far from an end of the chosen steps the pointer takes hold of it. */
+const GRIP = 8;
+/** A pointer that moves less has clicked. */
+const STILL = 3;
 
 export class Timeline {
   readonly element: HTMLElement;
-  private readonly canvas = el("canvas", { "aria-hidden": "true" });
+  private readonly canvas = el("canvas", { class: "run", "aria-hidden": "true" });
+  /** Its numbers are fields beside the matrix, for those who do not point. */
+  private readonly band = el("canvas", {
+    class: "band",
+    "aria-hidden": "true",
+    title: "Drag to choose the steps that the matrix is about; click to clear",
+  });
   private readonly slider: HTMLInputElement;
   private readonly button = el("button", { type: "button", class: "play" }, "Play");
   /** An output would be read out at every step. */
@@ -21,6 +34,7 @@ export class Timeline {
     private readonly state: State,
     private readonly steps: number,
     private readonly moveTo: (now: number, playing?: boolean) => void,
+    choose: ((span: Span | null, quiet?: boolean) => void) | null,
   ) {
     this.slider = el("input", { type: "range", min: 0, max: steps - 1, value: steps - 1, "aria-label": "Time, in steps" });
     this.slider.addEventListener("input", () => {
@@ -45,13 +59,45 @@ export class Timeline {
     this.canvas.addEventListener("pointermove", (event) => {
       if (event.buttons) scrub(event);
     });
+    if (choose) this.drawSpansWith(choose);
     this.element = el(
       "footer",
       { class: "timeline", "aria-label": "Time" },
+      choose && this.band,
       this.canvas,
       this.slider,
       el("div", { class: "controls" }, this.button, speed, this.clock),
     );
+  }
+
+  private drawSpansWith(choose: (span: Span | null, quiet?: boolean) => void): void {
+    const { band, state, steps } = this;
+    let held: { anchor: number; x: number; drawn: boolean } | null = null;
+    band.addEventListener("pointerdown", (event) => {
+      band.setPointerCapture(event.pointerId);
+      const box = band.getBoundingClientRect();
+      const near = (edge: number) => Math.abs(box.left + (edge / steps) * box.width - event.clientX) < GRIP;
+      const { span } = state;
+      const anchor = span && near(span.to + 1) ? span.from : span && near(span.from) ? span.to : stepAt(event);
+      held = { anchor, x: event.clientX, drawn: false };
+    });
+    const stepAt = (event: PointerEvent) => {
+      const box = band.getBoundingClientRect();
+      return Math.max(0, Math.min(steps - 1, Math.floor(((event.clientX - box.left) / box.width) * steps)));
+    };
+    band.addEventListener("pointermove", (event) => {
+      if (!held || (!held.drawn && Math.abs(event.clientX - held.x) < STILL)) return;
+      held.drawn = true;
+      const step = stepAt(event);
+      choose({ from: Math.min(held.anchor, step), to: Math.max(held.anchor, step) }, true);
+    });
+    band.addEventListener("pointerup", () => {
+      if (held) choose(held.drawn ? state.span : null);
+      held = null;
+    });
+    band.addEventListener("pointercancel", () => {
+      held = null;
+    });
   }
 
   toggle(): void {
@@ -86,6 +132,9 @@ export class Timeline {
       canvas.height = Math.round(rows * this.row * ratio);
     }
     this.canvas.style.height = `${rows * this.row}px`;
+    this.band.width = Math.round(this.element.clientWidth * ratio);
+    this.band.height = Math.round(BAND * ratio);
+    this.band.style.height = `${BAND}px`;
     this.pictured = "";
   }
 
@@ -100,15 +149,40 @@ export class Timeline {
     const style = getComputedStyle(this.element);
     const unit = canvas.width / this.steps;
     context.fillStyle = style.getPropertyValue("--veil");
-    context.fillRect((state.now + 1) * unit, 0, canvas.width, canvas.height);
-    if (state.window && state.now >= state.window) {
-      context.fillRect(0, 0, (state.now + 1 - state.window) * unit, canvas.height);
-    }
+    const { from, to } = windowOf(state);
+    context.fillRect((to + 1) * unit, 0, canvas.width, canvas.height);
+    context.fillRect(0, 0, from * unit, canvas.height);
     context.fillStyle = style.getPropertyValue("--accent");
     context.fillRect((state.now + 1) * unit - 1, 0, 2, canvas.height);
     this.slider.value = String(state.now);
     this.clock.textContent = `step ${state.now} of ${this.steps - 1}`;
     this.slider.setAttribute("aria-valuetext", this.clock.textContent);
+    this.drawBand(style);
+  }
+
+  /** An axis of steps, and on it those that were chosen. */
+  private drawBand(style: CSSStyleDeclaration): void {
+    const { band, state, steps } = this;
+    const context = band.getContext("2d")!;
+    const ratio = window.devicePixelRatio || 1;
+    const unit = band.width / steps;
+    context.fillStyle = style.getPropertyValue("--alternate");
+    context.fillRect(0, 0, band.width, band.height);
+    if (state.span) {
+      const { from, to } = state.span;
+      context.fillStyle = style.getPropertyValue("--chosen");
+      context.fillRect(from * unit, 0, (to + 1 - from) * unit, band.height);
+      context.fillStyle = style.getPropertyValue("--accent");
+      for (const edge of [from * unit, (to + 1) * unit - 3 * ratio]) context.fillRect(edge, 0, 3 * ratio, band.height);
+    }
+    context.fillStyle = style.getPropertyValue("--faint");
+    context.font = `${11 * ratio}px system-ui, sans-serif`;
+    context.textBaseline = "middle";
+    const apart = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((every) => every * unit >= 48 * ratio) ?? 2000;
+    for (let step = 0; step < steps; step += apart) {
+      context.fillRect(step * unit, band.height - 4 * ratio, ratio, 4 * ratio);
+      context.fillText(String(step), step * unit + 3 * ratio, band.height / 2);
+    }
   }
 
   private drawPicture(): void {

@@ -1,6 +1,6 @@
 // A recording as `lace.viz.trace` writes it: safetensors, with the rest as JSON in its metadata.
 
-import { percent, type NAMES, type Heat, type View } from "./state";
+import { inTime, percent, type NAMES, type Heat, type View } from "./state";
 
 export interface Mark {
   step: number;
@@ -48,6 +48,8 @@ export interface Run {
   readOfOthers(layer: number, view: View, thread: number, step: number): number | null;
   /** Between 0 and 1. */
   heat(kind: Heat, layer: number, view: View, thread: number, step: number): number;
+  /** From the start of the decoding to the tokens of a step, if that is known. */
+  secondsAt(step: number): number | null;
   /** Names and values of what else is known of a token. */
   facts(layer: number, thread: number, step: number): [string, string][];
 }
@@ -88,6 +90,8 @@ function readTensor(kind: string, bytes: ArrayBuffer): Tensor["data"] {
   switch (kind) {
     case "F16":
       return Float32Array.from(new Uint16Array(bytes), (bits) => HALF[bits]);
+    case "F32":
+      return new Float32Array(bytes);
     case "U8":
       return new Uint8Array(bytes);
     case "U16":
@@ -165,10 +169,16 @@ export class Trace implements Run {
       : this.readOfOthers(layer, view, thread, step);
   }
 
+  secondsAt(step: number): number {
+    return this.tensor("seconds_S").data[step];
+  }
+
   facts(layer: number, thread: number, step: number): [string, string][] {
-    if (!this.chosenByModel(thread, step)) return [["given", "part of the opening, not chosen"]];
+    const time: [string, string] = ["written", `after ${inTime(this.secondsAt(step))}`];
+    if (!this.chosenByModel(thread, step)) return [["given", "part of the opening, not chosen"], time];
     const logprob = this.logprob(thread, step);
     const facts: [string, string][] = [
+      time,
       ["probability", `${percent(Math.exp(logprob))} (-log: ${(-logprob).toFixed(2)} nats)`],
       ["entropy", `${this.entropy(thread, step).toFixed(2)} nats`],
     ];

@@ -221,17 +221,18 @@ class Engine:
         step = 0
         while True:
             tokens, logprobs = state.choose(step)
+            writing = [lattice for lattice in lattices if lattice.running]
             events = []
             for row, (lattice, n) in enumerate(state.places):
                 if lattice.threads[n].finish is None:
                     events.append(lattice.write(n, step, tokens[row], logprobs[row]))
             for lattice in lattices:
                 events += lattice.close_early(step)
-                if not lattice.running and not lattice.seconds:
-                    lattice.seconds, lattice.steps = time.perf_counter() - started, step + 1
-            yielded = time.perf_counter()
+            written = time.perf_counter()
+            for lattice in writing:
+                lattice.step_seconds.append(written - started)
             yield events
-            started += time.perf_counter() - yielded  # whoever reads the stream may be slow
+            started += time.perf_counter() - written  # whoever reads the stream may be slow
             if not any(lattice.running for lattice in lattices):
                 return
             state.advance(tokens, step)

@@ -60,6 +60,8 @@ class LatticeResult:
     """Decoding steps, the length of the longest thread with its opening."""
     seconds: float
     """From the start of its batch to its last token."""
+    step_seconds: list[float]
+    """The same for the tokens of each step; all threads write theirs at once."""
 
     @property
     def answer(self) -> str | None:

@@ -278,12 +278,13 @@ class Scheduler:
             event = seat.lattice.write(n, seat.step, self.tokens[row], logprobs[row])
             events.append((seat.lattice.index, event))
         ended = set()
+        written = time.perf_counter()
         for seat in self.seats:
             lattice = seat.lattice
             events += ((lattice.index, event) for event in lattice.close_early(seat.step))
             seat.step += 1
+            lattice.step_seconds.append(written - seat.started)
             if not lattice.running:
-                lattice.steps, lattice.seconds = seat.step, time.perf_counter() - seat.started
                 events.append((lattice.index, lattice.result()))
                 ended.add(seat)
         self._leave(ended)

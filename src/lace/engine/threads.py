@@ -46,8 +46,8 @@ class Lattice:
     uniforms_SN: torch.Tensor
     deadline: int | None = None
     """Step of the early stop, once a thread has closed with `[[best]]`."""
-    steps: int = 0
-    seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    """From its start to the tokens of each step."""
 
     @property
     def running(self) -> bool:
@@ -116,8 +116,9 @@ class Lattice:
             chosen_by=chosen_by,
             prompt_tokens=len(self.prompt_ids),
             completion_tokens=sum(len(t.token_ids) for t in threads),
-            steps=self.steps,
-            seconds=self.seconds,
+            steps=len(self.step_seconds),
+            seconds=self.step_seconds[-1],
+            step_seconds=self.step_seconds,
         )
 
 

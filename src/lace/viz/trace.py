@@ -11,8 +11,8 @@ decides, have none.
 The file is safetensors; all that is no tensor stands as JSON in its metadata under `lace_trace`.
 
 Shape letters: G tokens of all threads, thread after thread; Y recorded layers; H heads; V = 1 + H views, the mean over
-heads and then each head; K entries that are kept of each reading; N threads. While replaying T tokens of a pass,
-Q = N * T queries and E entries, as in `lace.lattice.attention`.
+heads and then each head; K entries that are kept of each reading; N threads; S steps. While replaying T tokens of a
+pass, Q = N * T queries and E entries, as in `lace.lattice.attention`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.graft import new_lattice_cache, numbered_lattices
 from lace.lattice.observe import reading_parts
 
-VERSION = 3
+VERSION = 4
 BYTES_PER_TOKEN = 1100
 """Of gates and attention in all layers together, at most; 16 threads of 1,024 tokens stay below 20 MB."""
 MOST_ENTRIES = 8
@@ -108,6 +108,8 @@ class Trace:
     does not hold them all."""
     weights_YVGK: torch.Tensor
     """float16; 0 where there are fewer than K."""
+    seconds_S: torch.Tensor
+    """float32, from the start of the decoding to the tokens of each step; all threads write theirs at once."""
 
     def mass(self) -> torch.Tensor:
         """Attention of each head on all entries of each thread, (Y, G, H, N) in float32.
@@ -412,6 +414,7 @@ class _Replay:
             "mass_YGHN": self.mass_YGHN,
             "entries_YVGK": self.entries_YVGK.to(torch.uint16) if small else self.entries_YVGK,
             "weights_YVGK": self.weights_YVGK,
+            "seconds_S": torch.tensor(self.result.step_seconds, dtype=torch.float32),
         }
 
 
