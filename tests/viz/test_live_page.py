@@ -300,6 +300,88 @@ def test_a_dropped_connection_is_shown_and_recovers(browser: Browser, tiny: Runn
     line.listener.close()
 
 
+class Stall:
+    """An engine whose steps stand still when they are told to: connections stay open, and nothing comes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        self.steps = 0
+        step = Scheduler.step
+
+        def halting_step(scheduler: Scheduler) -> list[tuple[int, TokenEvent | LatticeResult]]:
+            self.steps += 1
+            if self.steps == 20:
+                self.goes_on.clear()
+            assert self.goes_on.wait(timeout=300)
+            return step(scheduler)
+
+        monkeypatch.setattr(Scheduler, "step", halting_step)
+
+
+@pytest.fixture
+def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stall]:
+    halting = Stall(monkeypatch)
+    yield halting
+    halting.goes_on.set()
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_silent_server_is_told_and_recovers(browser: Browser, stall: Stall, tiny: Running) -> None:
+    page, wrong = opened(browser, tiny.url)
+    body = run(page, ASK, 2)
+    said, status = page.locator(".silence"), page.get_by_role("status")
+    said.wait_for()
+    first = said.locator("span").inner_text()
+    assert re.fullmatch(r"The server has been silent for \d+ s\.", first)
+    page.wait_for_function("first => document.querySelector('.silence span').textContent !== first", arg=first)
+    assert status.inner_text() == first  # it counts, but is said once
+    assert re.match(r"step \d+, \d+ tokens; the server has been silent for \d+ s", notes(page).inner_text())
+    assert page.get_by_role("button", name="Try again").is_visible()
+    assert page.get_by_role("button", name="Stop").is_visible()
+    assert page.get_by_role("alert").inner_text() == ""
+    stall.goes_on.set()
+    said.wait_for(state="hidden")
+    page.get_by_text("Save as a file").wait_for()
+    page.get_by_text("Texts of the threads").click()
+    tokens, _ = tokens_of(tiny, body)
+    for n, text in enumerate(page.locator(".transcript p").all_inner_texts()):
+        assert text.strip() == "".join(t["delta"] for t in tokens if t["thread"] == n and not t["given"]).strip()
+    assert wrong == []
+    page.close()
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_silent_server_is_asked_again_or_left(browser: Browser, stall: Stall, tiny: Running) -> None:
+    page, wrong = opened(browser, tiny.url)
+    body = run(page, ASK, 2)
+    said = page.locator(".silence")
+    said.wait_for()
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.get_by_role("button", name="Try again").click()
+    assert json.loads(sent.value.post_data) == body  # the same seed: the same text
+    said.wait_for(state="hidden")
+    said.wait_for()  # it hangs still
+    stall.goes_on.set()
+    page.get_by_text("Save as a file").wait_for()
+    assert not said.is_visible()
+    tokens, _ = tokens_of(tiny, body)
+    page.get_by_text("Texts of the threads").click()
+    for n, text in enumerate(page.locator(".transcript p").all_inner_texts()):
+        assert text.strip() == "".join(t["delta"] for t in tokens if t["thread"] == n and not t["given"]).strip()
+
+    stall.steps = 0
+    run(page, ASK, 2)
+    said.wait_for()
+    page.get_by_role("button", name="Stop").click()
+    said.wait_for(state="hidden")
+    notes(page).filter(has_text="stopped").wait_for()
+    stall.goes_on.set()
+    tiny.wait_until_idle()
+    assert wrong == []
+    page.close()
+
+
 @pytest.mark.usefixtures("endless", "unhurried")
 def test_a_run_that_is_stopped_is_freed(browser: Browser, tiny: Running) -> None:
     page, wrong = opened(browser, tiny.url)

@@ -42,6 +42,8 @@ export class Refusal extends Error {
 export class Dropped extends Error {}
 
 const STORED = "lace-key";
+/** Milliseconds for what a server answers from its memory. */
+const SOON = 10_000;
 
 export const key = {
   get: (): string => sessionStorage.getItem(STORED) ?? "",
@@ -55,6 +57,7 @@ async function request(path: string, init: RequestInit = {}): Promise<Response> 
   try {
     response = await fetch(path, { ...init, headers });
   } catch (error) {
+    if ((error as DOMException).name === "TimeoutError") throw new Dropped("the server does not answer");
     if (init.signal?.aborted) throw error;
     throw new Dropped("the server cannot be reached");
   }
@@ -64,28 +67,36 @@ async function request(path: string, init: RequestInit = {}): Promise<Response> 
   throw new Refusal(said?.error?.message ?? `the server answers ${response.status}`, response.status, wait);
 }
 
+const soon = (): RequestInit => ({ signal: AbortSignal.timeout(SOON) });
+
 export async function servedModel(): Promise<string> {
-  return (await (await request("v1/models")).json()).data[0].id;
+  return (await (await request("v1/models", soon())).json()).data[0].id;
 }
 
 export async function samplePuzzles(seed: number): Promise<Puzzle[]> {
-  return (await (await request(`v1/lace/puzzles?n=6&seed=${seed}`)).json()).data;
+  return (await (await request(`v1/lace/puzzles?n=6&seed=${seed}`, soon())).json()).data;
 }
 
-/** All that is told under `lace` while an answer is written; ends when the answer does, else with an exception. */
-export async function* answer(body: object, signal: AbortSignal): AsyncGenerator<Told> {
+/**
+ * All that is told under `lace` while an answer is written; ends when the answer does, else with an exception.
+ *
+ * @param heard is called whenever the server has sent something, whatever it is.
+ */
+export async function* answer(body: object, signal: AbortSignal, heard: () => void): AsyncGenerator<Told> {
   // A connection over a network that is gone may stay open without a word.
   const gone = new AbortController();
   window.addEventListener("offline", () => gone.abort(), { once: true, signal });
   const lost = (error: unknown) => (signal.aborted ? error : new Dropped("the connection was lost"));
   const init = { method: "POST", body: JSON.stringify(body), signal: AbortSignal.any([signal, gone.signal]) };
   const response = await request("v1/chat/completions", init);
+  heard();
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   while (true) {
     const part = await reader.read().catch((error) => {
       throw lost(error);
     });
+    heard();
     if (part.done) throw new Dropped("the connection was lost");
     const events = (text + part.value).split("\n\n");
     text = events.pop()!;

@@ -17,6 +17,8 @@ const TASKS: Record<string, string> = { countdown: "Countdown", "chain-sum": "Ch
 const TRAIL = 24;
 /** Seconds between two tries to reach a server that has gone. */
 const LONGEST_WAIT = 5;
+/** Seconds without a word from the server, after which this is told. */
+const SILENT = 5;
 
 type Strategy = LiveRun["strategy"];
 
@@ -43,6 +45,16 @@ const form = el(
 puzzles.setAttribute("aria-label", "Pick a puzzle");
 const trouble = el("p", { role: "alert", class: "trouble" });
 const status = el("p", { role: "status", class: "hidden" });
+const silent = el("span", {});
+const again = el("button", { type: "button" }, "Try again");
+/** Counts seconds, hence it is no alert; the status says it once. */
+const silence = el(
+  "p",
+  { class: "trouble silence", hidden: true },
+  silent,
+  " It may be busy; what has come stays here. Wait, stop, or ask for the same text anew. ",
+  again,
+);
 const stage = el("div", { class: "stage" });
 const intro = el(
   "p",
@@ -63,6 +75,7 @@ document.getElementById("app")!.append(
     el("div", { class: "controls title" }, el("h1", {}, "LACE: threads at work"), themeButton(() => resize())),
     form,
     trouble,
+    silence,
     intro,
   ),
   stage,
@@ -147,12 +160,17 @@ async function run(signal: AbortSignal): Promise<void> {
   redraw();
 }
 
-/** Takes in a run's stream. One that breaks off is asked for again: the same seed writes the same text. */
+/**
+ * Takes in a run's stream. One that breaks off is asked for again, and one that hangs if the reader wants it: the same
+ * seed writes the same text.
+ */
 async function listen(one: LiveRun, body: object, signal: AbortSignal): Promise<void> {
   for (let tries = 1; ; tries++) {
+    const anew = new AbortController();
+    const watch = watchSilence(one, () => anew.abort());
     try {
       let begun = false;
-      for await (const told of answer(body, signal)) {
+      for await (const told of answer(body, AbortSignal.any([signal, anew.signal]), watch.heard)) {
         if (!begun) {
           one.restart();
           trouble.textContent = "";
@@ -164,6 +182,8 @@ async function listen(one: LiveRun, body: object, signal: AbortSignal): Promise<
       }
       return;
     } catch (error) {
+      watch.end();
+      if (anew.signal.aborted && !signal.aborted) continue;
       const wait = error instanceof Dropped ? Math.min(tries, LONGEST_WAIT) : (error as Refusal).retryAfter;
       if (!wait) throw error;
       one.trouble = `${(error as Error).message}; trying again in ${wait} s`;
@@ -173,8 +193,38 @@ async function listen(one: LiveRun, body: object, signal: AbortSignal): Promise<
         const timer = setTimeout(done, 1000 * wait);
         signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
       });
+    } finally {
+      watch.end();
     }
   }
+}
+
+/** Tells of a connection that is open and brings nothing, until it brings something again. */
+function watchSilence(one: LiveRun, tryAgain: () => void): { heard: () => void; end: () => void } {
+  let last = performance.now();
+  const tell = () => {
+    const seconds = Math.floor((performance.now() - last) / 1000);
+    const before = one.silence;
+    one.silence = seconds >= SILENT ? seconds : 0;
+    if (one.silence === before) return;
+    silence.hidden = one.silence === 0;
+    silent.textContent = `The server has been silent for ${one.silence} s.`;
+    if (before === 0) status.textContent = silent.textContent;
+    else if (one.silence === 0) status.textContent = "The server goes on.";
+    redraw();
+  };
+  const timer = setInterval(tell, 250);
+  again.onclick = tryAgain;
+  const heard = () => {
+    last = performance.now();
+    if (one.silence) tell();
+  };
+  const end = () => {
+    clearInterval(timer);
+    silence.hidden = true;
+    one.silence = 0;
+  };
+  return { heard, end };
 }
 
 /** Puts columns for these runs on the stage; what it returns adds what belongs to their end. */

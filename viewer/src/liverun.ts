@@ -14,6 +14,8 @@ export class LiveRun implements Run {
   seconds = 0;
   /** Why nothing comes, if something is wrong. */
   trouble: string | null = null;
+  /** Seconds for which the server has said nothing; 0 for a few. */
+  silence = 0;
   /** The recording, as the server has sent it. */
   trace: string | null = null;
   /** One place, for all layers together. */
@@ -61,7 +63,9 @@ export class LiveRun implements Run {
   }
 
   get note(): string | null {
-    return this.finished ? null : (this.trouble ?? this.progress);
+    if (this.finished) return null;
+    const progress = this.trouble ?? this.progress;
+    return this.silence ? `${progress}; the server has been silent for ${this.silence} s` : progress;
   }
 
   /** Steps that are shown. */
