@@ -1,6 +1,7 @@
 """What looking at threads costs: the pages, a trace, recording on against off, and the viewer's frames a second.
 
     python benchmarks/recording.py [--rounds 15] [--json docs/results/viewing/recording.json]
+    python benchmarks/recording.py --pages docs/results/viewing/recording.json    # only the pages' sizes
 
 Recording is a second reading of a finished text (`lace.viz.trace`), told here as a share of the decoding that it
 follows; the live page's exchanges are read while decoding (`lace.engine.exchanges`). Sides take turns, round by round,
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import statistics
 import sys
 import tempfile
@@ -141,7 +143,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--pages", type=Path)
     options = parser.parse_args()
+    if options.pages:
+        report = json.loads(options.pages.read_text(encoding="utf-8"))
+        tell({**report, "pages": page_sizes()}, options.pages)
+        return
     engine = load_engine(SHIPPED_LACE)
     trace, decode_s, record_s = long_trace(engine)
     with tempfile.TemporaryDirectory() as folder:

@@ -68,6 +68,24 @@ def recording(report: dict[str, Any]) -> str:
     return as_markdown([Table(title, ["what", "measured"], rows)], report, about)
 
 
+def live_page(report: dict[str, Any]) -> str:
+    """The table of `benchmarks/live_page.py`."""
+    parts = dict(zip(("first third", "second third", "last third"), report["thirds"], strict=True))
+    rows = [
+        [
+            name,
+            f"{part['busy_ms_a_step']:.1f}" if "busy_ms_a_step" in part else "",
+            *(f"{part[f'{kind}_a_frame']:.1f}" for kind in ("busy_ms", "script_ms", "layout_ms")),
+            f"{part['frames_per_second']:.0f}",
+        ]
+        for name, part in (parts | {"scrolled when it has ended": report["scrolled"]}).items()
+    ]
+    size = f"{report['threads']} threads of {report['tokens']:,} tokens"
+    title = f"The live page with {size}; ms of its main thread's processor time"
+    header = ["", "a step that is shown", "a frame", "of it script", "of it layout", "frames a second"]
+    return _told([Table(title, header, rows)], report)
+
+
 def throughput(report: dict[str, Any]) -> str:
     """The table of `benchmarks/data_pipeline.py throughput`."""
     ideal = report["ideal_calls_per_second"]
@@ -173,6 +191,7 @@ TABLES = {
     "bench": bench,
     "observed": exchange,
     "recording": recording,
+    "live_page": live_page,
     "ideal_calls_per_second": throughput,
     "resident_mib_at_each_tenth": memory,
     "items_lost": faults,

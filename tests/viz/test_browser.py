@@ -389,7 +389,7 @@ def test_the_time_of_a_token(browser: Browser, tmp_path: Path) -> None:
     for thread, step in ((0, 1), (2, 12)):  # one that was given, and one that was chosen
         opened.hover(thread, step)
         after = f"after {float(trace.seconds_S[step]):.3f} s"
-        assert after in page.locator(".token dl").inner_text()
+        assert after in page.locator(".token dl").first.inner_text()
         assert f"step {step}, {after}: " in page.locator("#token-in-words").text_content()
     opened.close()
 

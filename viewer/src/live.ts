@@ -257,40 +257,48 @@ function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: strin
     ),
     el("p", { id: "keys", class: "keys" }, `${WALK_KEYS} The strip beside a token says how much it took from others.`),
   );
-  const said = panes.map(() => "");
   let last = 0;
   let waiting = false;
+  let stale = true;
   let arrived = (): void => {};
 
-  function refresh(): void {
+  /** Looks in the next frame whether more can be shown. */
+  function look(): void {
     if (waiting) return;
     waiting = true;
-    requestAnimationFrame(draw);
+    requestAnimationFrame(frame);
   }
 
-  function draw(time: number): void {
+  function refresh(): void {
+    stale = true;
+    look();
+  }
+
+  function frame(time: number): void {
     waiting = false;
     const passed = still.matches ? Infinity : Math.min(0.1, (time - last) / 1000);
     last = time;
-    const more = runs.map((one) => one.advance(passed)).some(Boolean);
-    const over = runs.every((one) => one.note === null);
-    const ended = over && state.trail === Infinity;
+    const before = runs.map((one) => one.steps);
+    if (runs.map((one) => one.advance(passed)).some(Boolean)) look();
+    const moved = runs.some((one, number) => one.steps !== before[number]);
+    const says = panes.map((pane) => pane.update()).some(Boolean);
+    if (moved || says || stale) draw(); // steps are shown more slowly than frames come
+    stale = false;
+    if (runs.every((one) => one.note === null)) arrived();
+  }
+
+  function draw(): void {
+    const ended = state.trail === Infinity;
     state.now = Math.max(0, ...runs.map((one) => one.steps - 1));
-    state.trail = over ? Infinity : TRAIL;
-    panes.forEach((pane, number) => {
-      const { note, threads } = pane.trace;
-      const says = JSON.stringify([note, threads.map((thread) => thread.label)]);
-      if (says !== said[number]) pane.update();
-      said[number] = says;
+    state.trail = runs.every((one) => one.note === null) ? Infinity : TRAIL;
+    panes.forEach((pane) => {
       if (!ended) pane.follow();
       pane.draw();
     });
     token.draw();
-    if (more) refresh();
-    if (over) arrived();
   }
 
-  redraw = refresh;
+  redraw = look;
   resize = () => {
     panes.forEach((pane) => pane.resize());
     refresh();

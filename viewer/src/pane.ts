@@ -66,7 +66,10 @@ export class Pane<Shown extends Run = Trace> {
   private readonly canvas = el("canvas", { "aria-hidden": "true" });
   /** First and last token of each answer that was verified. */
   private answers: ([number, number] | null)[] = [];
-  private readonly summary = el("header", {});
+  private readonly about = el("p", {});
+  /** What stands there. */
+  private note: string | null | undefined;
+  private names = "";
   private readonly heads = el("div", { class: "heads", role: "list", "aria-label": "Threads" });
   private readonly field: HTMLElement;
   private readonly context: CanvasRenderingContext2D;
@@ -96,7 +99,8 @@ export class Pane<Shown extends Run = Trace> {
       this.heads,
       this.field,
     );
-    this.element = el("section", { class: "pane", "aria-label": title }, this.summary, this.scroller);
+    const summary = el("header", {}, el("h2", {}, title), this.about);
+    this.element = el("section", { class: "pane", "aria-label": title }, summary, this.scroller);
     this.update();
     this.scroller.addEventListener("pointermove", (event) => handlers.hover(this.at(event)));
     this.scroller.addEventListener("pointerleave", () => handlers.hover(null));
@@ -107,10 +111,21 @@ export class Pane<Shown extends Run = Trace> {
     this.scroller.addEventListener("keydown", handlers.key);
   }
 
-  /** Says anew what stands above the columns; to be called when it has changed. */
-  update(): void {
+  /** Says anew what stands above the columns, where it has changed; returns whether it has. */
+  update(): boolean {
+    const { trace } = this;
+    const { note } = trace;
+    const names = `${note === null} ${trace.threads.map((thread) => thread.label)}`;
+    if (note === this.note && names === this.names) return false;
+    if (note !== this.note) this.about.replaceChildren(...(note === null ? this.outcome() : [note]));
+    if (names !== this.names) this.name();
+    [this.note, this.names] = [note, names];
+    return true;
+  }
+
+  /** The threads' names, and what has become of them. */
+  private name(): void {
     const { trace, title } = this;
-    this.summary.replaceChildren(el("h2", {}, title), el("p", {}, ...(trace.note === null ? this.outcome() : [trace.note])));
     this.heads.replaceChildren(el("span", { class: "corner", "aria-hidden": "true" }, "step"), ...trace.threads.map((_, n) => this.head(n)));
     this.scroller.setAttribute("aria-label", `${title}: ${trace.threads.length} threads, ${trace.steps} steps`);
     this.answers = trace.threads.map((thread) => (thread.correct === null ? null : answerOf(thread)));
@@ -133,7 +148,7 @@ export class Pane<Shown extends Run = Trace> {
 
   /** The outcome, or what stands in its place, in words. */
   inWords(): string {
-    return `${this.title}. ${this.summary.querySelector("p")!.textContent}`;
+    return `${this.title}. ${this.about.textContent}`;
   }
 
   private head(n: number): HTMLElement {

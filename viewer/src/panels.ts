@@ -76,13 +76,9 @@ export class TokenPanel {
     const pane = this.panes[focus.pane];
     const { trace } = pane;
     const thread = trace.threads[focus.thread];
-    const facts = el("dl", {});
-    for (const [name, value] of [
-      ["thread", `${thread.label}, step ${focus.step}`],
-      ...trace.facts(pane.layer, focus.thread, focus.step),
-    ]) {
-      facts.append(el("dt", {}, name), el("dd", {}, value));
-    }
+    const seconds = trace.secondsAt(focus.step);
+    const place: [string, string][] = [["thread", `${thread.label}, step ${focus.step}`]];
+    if (seconds !== null) place.push(["written", `after ${inTime(seconds)}`]);
     const reads = el("ol", { class: "reads", "aria-label": "What it reads, the most first" });
     for (const arc of pane.arcs()) {
       const other = trace.threads[arc.thread];
@@ -104,11 +100,15 @@ export class TokenPanel {
     this.body.replaceChildren(
       el("p", { class: "text" }, foreign(thread.texts[focus.step] || shown(thread, focus.step))),
       ...marks.map((mark) => el("p", {}, el("span", { class: `sign ${mark.kind}` }), markInWords(mark))),
-      facts,
+      listed(place),
       reads.childElementCount ? reads : el("p", { class: "faint" }, this.noArcs(pane)),
+      listed(trace.facts(pane.layer, focus.thread, focus.step)),
     );
   }
 }
+
+const listed = (facts: [string, string][]): HTMLElement =>
+  el("dl", {}, ...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 
 export class MatrixPanel {
   readonly element: HTMLElement;

@@ -181,7 +181,7 @@ export class Timeline {
     const apart = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((every) => every * unit >= 48 * ratio) ?? 2000;
     for (let step = 0; step < steps; step += apart) {
       context.fillRect(step * unit, band.height - 4 * ratio, ratio, 4 * ratio);
-      context.fillText(String(step), step * unit + 3 * ratio, band.height / 2);
+      context.fillText(String(step), step * unit + 5 * ratio, band.height / 2);
     }
   }
 

@@ -1,6 +1,6 @@
 // A recording as `lace.viz.trace` writes it: safetensors, with the rest as JSON in its metadata.
 
-import { inTime, percent, type NAMES, type Heat, type View } from "./state";
+import { percent, type NAMES, type Heat, type View } from "./state";
 
 export interface Mark {
   step: number;
@@ -174,11 +174,9 @@ export class Trace implements Run {
   }
 
   facts(layer: number, thread: number, step: number): [string, string][] {
-    const time: [string, string] = ["written", `after ${inTime(this.secondsAt(step))}`];
-    if (!this.chosenByModel(thread, step)) return [["given", "part of the opening, not chosen"], time];
+    if (!this.chosenByModel(thread, step)) return [["given", "part of the opening, not chosen"]];
     const logprob = this.logprob(thread, step);
     const facts: [string, string][] = [
-      time,
       ["probability", `${percent(Math.exp(logprob))} (-log: ${(-logprob).toFixed(2)} nats)`],
       ["entropy", `${this.entropy(thread, step).toFixed(2)} nats`],
     ];
