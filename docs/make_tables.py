@@ -76,13 +76,13 @@ def live_page(report: dict[str, Any]) -> str:
             name,
             f"{part['busy_ms_a_step']:.1f}" if "busy_ms_a_step" in part else "",
             *(f"{part[f'{kind}_a_frame']:.1f}" for kind in ("busy_ms", "script_ms", "layout_ms")),
-            f"{part['frames_per_second']:.0f}",
+            f"{part['steps_per_second']:.0f}" if part["steps"] else "",
         ]
         for name, part in (parts | {"scrolled when it has ended": report["scrolled"]}).items()
     ]
     size = f"{report['threads']} threads of {report['tokens']:,} tokens"
     title = f"The live page with {size}; ms of its main thread's processor time"
-    header = ["", "a step that is shown", "a frame", "of it script", "of it layout", "frames a second"]
+    header = ["", "a step that is shown", "a frame", "of it script", "of it layout", "steps a second"]
     return _told([Table(title, header, rows)], report)
 
 

@@ -300,6 +300,23 @@ def test_a_dropped_connection_is_shown_and_recovers(browser: Browser, tiny: Runn
     line.listener.close()
 
 
+def test_pages_and_models_that_do_not_come_are_asked_for_again(browser: Browser, tiny: Running) -> None:
+    page, _ = watched_page(browser, lambda asked: True)
+    page.route("**/v1/models", lambda route: None)  # it hangs
+    page.goto(f"{tiny.url}/")
+    page.get_by_role("alert").filter(has_text="the server does not answer").wait_for()
+    page.unroute("**/v1/models")
+    page.locator("optgroup").first.wait_for(state="attached")
+    assert page.get_by_role("alert").inner_text() == ""
+    page.route("**/viewer.html", lambda route: route.abort())
+    run(page, ASK, 2)
+    page.get_by_role("alert").filter(has_text="the server cannot be reached; trying again in 1 s").wait_for()
+    page.unroute("**/viewer.html")
+    page.get_by_text("Save as a file").wait_for()
+    assert page.get_by_role("alert").inner_text() == ""
+    page.close()
+
+
 class Stall:
     """An engine whose steps stand still when they are told to: connections stay open, and nothing comes."""
 
@@ -358,7 +375,8 @@ def test_a_silent_server_is_asked_again_or_left(browser: Browser, stall: Stall, 
     said = page.locator(".silence")
     said.wait_for()
     with page.expect_request("**/v1/chat/completions") as sent:
-        page.get_by_role("button", name="Try again").click()
+        page.get_by_role("button", name="Try again").press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "Stop"  # what was pressed is gone
     assert json.loads(sent.value.post_data) == body  # the same seed: the same text
     said.wait_for(state="hidden")
     said.wait_for()  # it hangs still

@@ -77,6 +77,10 @@ export async function samplePuzzles(seed: number): Promise<Puzzle[]> {
   return (await (await request(`v1/lace/puzzles?n=6&seed=${seed}`, soon())).json()).data;
 }
 
+export async function viewerPage(): Promise<string> {
+  return (await request("viewer.html", soon())).text();
+}
+
 /**
  * All that is told under `lace` while an answer is written; ends when the answer does, else with an exception.
  *

@@ -1,7 +1,7 @@
 // The live page: asks the server that it comes from, and shows the threads while they write.
 
 import "./style.css";
-import { Dropped, Refusal, answer, key, samplePuzzles, servedModel } from "./api";
+import { Dropped, Refusal, answer, key, samplePuzzles, servedModel, viewerPage } from "./api";
 import { el, foreign, option } from "./dom";
 import { LiveRun } from "./liverun";
 import { TokenPanel } from "./panels";
@@ -189,12 +189,33 @@ async function listen(one: LiveRun, body: object, signal: AbortSignal): Promise<
       one.trouble = `${(error as Error).message}; trying again in ${wait} s`;
       trouble.textContent = one.trouble;
       redraw();
-      await new Promise<void>((done) => {
-        const timer = setTimeout(done, 1000 * wait);
-        signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
-      });
+      await pause(wait, signal);
     } finally {
       watch.end();
+    }
+  }
+}
+
+/** Lets some seconds pass, less if the signal comes. */
+function pause(seconds: number, signal: AbortSignal): Promise<void> {
+  return new Promise((done) => {
+    const timer = setTimeout(done, 1000 * seconds);
+    signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
+  });
+}
+
+/** The page of the full viewer; asked for until the server gives it, since a run is worth more than a try. */
+async function viewer(signal: AbortSignal): Promise<string> {
+  for (let tries = 1; ; tries++) {
+    try {
+      const page = await viewerPage();
+      trouble.textContent = "";
+      return page;
+    } catch (error) {
+      if (!(error instanceof Dropped) || signal.aborted) throw error;
+      const wait = Math.min(tries, LONGEST_WAIT);
+      trouble.textContent = `${error.message}; trying again in ${wait} s`;
+      await pause(wait, signal);
     }
   }
 }
@@ -207,7 +228,8 @@ function watchSilence(one: LiveRun, tryAgain: () => void): { heard: () => void; 
     const before = one.silence;
     one.silence = seconds >= SILENT ? seconds : 0;
     if (one.silence === before) return;
-    silence.hidden = one.silence === 0;
+    if (one.silence === 0) hideSilence();
+    else silence.hidden = false;
     silent.textContent = `The server has been silent for ${one.silence} s.`;
     if (before === 0) status.textContent = silent.textContent;
     else if (one.silence === 0) status.textContent = "The server goes on.";
@@ -221,10 +243,15 @@ function watchSilence(one: LiveRun, tryAgain: () => void): { heard: () => void; 
   };
   const end = () => {
     clearInterval(timer);
-    silence.hidden = true;
+    hideSilence();
     one.silence = 0;
   };
   return { heard, end };
+}
+
+function hideSilence(): void {
+  if (document.activeElement === again) stop.focus(); // who goes by key stays beside it
+  silence.hidden = true;
 }
 
 /** Puts columns for these runs on the stage; what it returns adds what belongs to their end. */
@@ -315,7 +342,7 @@ function show(asked: string, runs: LiveRun[], signal: AbortSignal): (name: strin
     if (signal.aborted) return;
     panes.forEach((pane) => pane.revealStrongest());
     status.textContent = panes.map((pane) => pane.inWords()).join(" ");
-    end.append(...(await shareLinks(runs.map((one) => one.trace!), name)));
     stage.append(transcript(runs, names));
+    end.append(...shareLinks(await viewer(signal), runs.map((one) => one.trace!), name));
   };
 }

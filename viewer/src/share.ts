@@ -2,9 +2,8 @@
 
 import { el } from "./dom";
 
-/** Links to a page with these recordings, as the server has sent them. */
-export async function shareLinks(traces: string[], name: string): Promise<HTMLElement[]> {
-  const viewer = await (await fetch("viewer.html")).text();
+/** Links to a page of the viewer with these recordings, as the server has sent them. */
+export function shareLinks(viewer: string, traces: string[], name: string): HTMLElement[] {
   const blocks = traces.map((trace) => `<script class="trace" type="application/octet-stream">${trace}</script>`);
   const page = viewer.replace("<!-- traces -->", () => blocks.join("\n    "));
   const href = URL.createObjectURL(new Blob([page], { type: "text/html" }));
