@@ -6,8 +6,7 @@ The embedded model writes behind the application of `lace serve`, in this proces
 end token is taken away, and the text is nonsense. The page gets every token with what it had read. How fast steps
 come rests on the machine, which server and browser share with whatever else runs on it. Hence the page's work is told
 as processor time of its main thread, from chromium's own counters: for each frame that the page asks for, and for
-each step that was shown, over the first, the middle and the last third of the run, and for each frame in which the
-finished run is scrolled.
+each step that was shown, over the first, the middle and the last third of the run.
 """
 
 from __future__ import annotations
@@ -38,17 +37,10 @@ LATEST_S = 1200
 """A run that has not ended by then has gone wrong."""
 COUNT = """
     window.frames_seen = 0;
-    const ask = window.requestAnimationFrame.bind(window);
-    window.requestAnimationFrame = (draw) => ask((time) => { window.frames_seen++; draw(time); });
+    window.uncounted = window.requestAnimationFrame.bind(window);
+    window.requestAnimationFrame = (draw) => uncounted((time) => { window.frames_seen++; draw(time); });
 """
 """Frames that the page asks for: a loop beside it would make the browser draw where nothing is new."""
-SCROLL = """async () => {
-    const scroller = document.querySelector('.scroller');
-    for (let n = 0; n < 120; n++) {
-        scroller.scrollTop = (n / 119) * scroller.scrollHeight;
-        await new Promise(requestAnimationFrame);
-    }
-}"""
 
 
 class Meter:
@@ -81,14 +73,14 @@ def between(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
     return {
         "steps": steps,
         "steps_per_second": round(steps / passed["seconds"], 1),
-        "frames": frames,
+        "frames_per_second": round(frames / passed["seconds"], 1),
         **of_frame,
         **({"busy_ms_a_step": round(passed["busy_ms"] / steps, 2)} if steps else {}),
     }
 
 
-def measured(page: Page, steps: int) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Thirds of a run that has been asked for, and its scrolling when it has ended."""
+def measured(page: Page, steps: int) -> list[dict[str, float]]:
+    """Thirds of a run that has been asked for."""
     meter = Meter(page)
     began = meter.read()
     readings = [began]
@@ -99,11 +91,7 @@ def measured(page: Page, steps: int) -> tuple[list[dict[str, float]], dict[str, 
             raise RuntimeError(f"the run has come to step {now['steps']} of {steps} only")
         if now["steps"] >= len(readings) * steps // 3:
             readings.append(now)
-    thirds = [between(before, after) for before, after in pairwise(readings)]
-    page.get_by_text("Save as a file").wait_for(timeout=1000 * LATEST_S)
-    before = meter.read()
-    page.evaluate(SCROLL)
-    return thirds, between(before, meter.read())
+    return [between(before, after) for before, after in pairwise(readings)]
 
 
 def main() -> None:
@@ -130,13 +118,12 @@ def main() -> None:
         page.get_by_label("Prompt").fill(ASK)
         page.get_by_role("spinbutton", name="Threads").fill(str(options.threads))
         page.get_by_role("button", name="Run").click()
-        thirds, scrolled = measured(page, options.tokens)
+        thirds = measured(page, options.tokens)
     report: dict[str, Any] = {
         "live_page": SHIPPED_LACE,
         "threads": options.threads,
         "tokens": options.tokens,
         "thirds": thirds,
-        "scrolled": scrolled,
         **provenance(),
     }
     tell(report, options.json)

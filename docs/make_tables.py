@@ -74,15 +74,24 @@ def live_page(report: dict[str, Any]) -> str:
     rows = [
         [
             name,
-            f"{part['busy_ms_a_step']:.1f}" if "busy_ms_a_step" in part else "",
+            f"{part['busy_ms_a_step']:.1f}",
             *(f"{part[f'{kind}_a_frame']:.1f}" for kind in ("busy_ms", "script_ms", "layout_ms")),
-            f"{part['steps_per_second']:.0f}" if part["steps"] else "",
+            f"{part['steps_per_second']:.0f}",
+            f"{part['frames_per_second']:.0f}",
         ]
-        for name, part in (parts | {"scrolled when it has ended": report["scrolled"]}).items()
+        for name, part in parts.items()
     ]
     size = f"{report['threads']} threads of {report['tokens']:,} tokens"
     title = f"The live page with {size}; ms of its main thread's processor time"
-    header = ["", "a step that is shown", "a frame", "of it script", "of it layout", "steps a second"]
+    header = [
+        "",
+        "a step that is shown",
+        "a frame",
+        "of it script",
+        "of it layout",
+        "steps a second",
+        "frames a second",
+    ]
     return _told([Table(title, header, rows)], report)
 
 
