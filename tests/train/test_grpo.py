@@ -227,7 +227,7 @@ def test_gradient_through_the_lattice_is_kept_or_cut(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_reward_rises(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, earn: None, temperature: float) -> None:
-    settings = replace(SETTINGS, steps=25, lattices_per_question=8, learning_rate=1e-2, save_every=100)
+    settings = replace(SETTINGS, steps=40, lattices_per_question=8, learning_rate=1e-2, save_every=100)
     settings = replace(settings, temperature=temperature)
     LatticeGRPO(_model(tokenizer), tokenizer, _Same(), settings, tmp_path).train()
     rewards = [line["reward"] for line in _log(tmp_path)]
