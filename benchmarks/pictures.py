@@ -61,8 +61,8 @@ def viewer(page: Page) -> None:
 
 def live(page: Page, *, to_the_end: bool) -> None:
     """Runs the prompt. The page's clock stands still until all has come, and then goes on by its ticks."""
+    page.locator("optgroup").first.wait_for(state="attached")  # first: a day later the page has given up waiting for it
     page.clock.pause_at(DAY_S)
-    page.locator("optgroup").first.wait_for(state="attached")
     page.get_by_label("Prompt").fill(ASK)
     page.get_by_role("spinbutton", name="Threads").fill(str(THREADS))
     with page.expect_event("requestfinished", lambda request: request.url.endswith("completions")):
