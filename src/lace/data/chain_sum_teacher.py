@@ -92,9 +92,9 @@ def write_chain_sum(
 def write_votes(
     labels: list[int], rng: Random, *, coordinated: bool, rounds: int = 8
 ) -> tuple[LatticeRecord, list[set[int]]]:
-    """A drill of places and verdicts alone: values out of nothing, of which most threads are given the right one. Whoever is
-    not can only know it from the others, so that reading them is learned within minutes. Threads that do not read each
-    other are given the right values, and say them again.
+    """A drill of places and verdicts alone: values out of nothing, of which most threads are given the right one.
+    Whoever is not can only know it from the others, so that reading them is learned within minutes. Threads that do not
+    read each other are given the right values, and say them again.
 
     Returns:
         The record, and for each thread the steps of the values given, which are not learned.
@@ -125,7 +125,9 @@ def _openings(
 ) -> tuple[list[list[str]], list[tuple[int, ...]], list[list[Reference]]]:
     """What each thread says first, the route that it takes, and what that rests on. A thread says its label again, or
     the others could not read it, and then its place among all labels; alone, the one that its label has by itself."""
-    tokens, routes, references = [], [], []
+    tokens: list[list[str]] = []
+    routes: list[tuple[int, ...]] = []
+    references: list[list[Reference]] = []
     for n, label in enumerate(labels):
         place = sorted(labels).index(label) + 1 if coordinated else (label - 1) % len(ROUTES) + 1
         words = opening_words(label)
