@@ -50,14 +50,14 @@ def write_chain_sum(
     Returns:
         The record, and for each thread the steps of its slips.
     """
-    tokens, routes, references = _openings(labels, coordinated)
+    threads, routes = _begin(labels, coordinated)
     hands = [puzzle.start] * len(labels)
     slips: list[set[int]] = [set() for _ in labels]
     right = puzzle.start
     for number, block in enumerate(puzzle.blocks):
         right += sum(block)
         later_blocks = puzzle.blocks[number + 1 :]
-        for n, words in enumerate(tokens):
+        for n, words in enumerate(thread.tokens for thread in threads):
             order = [block[at] for at in routes[n] if at < len(block)]
             for place, term in enumerate(order):
                 x, value = hands[n], adder(rng, hands[n], term)
@@ -68,9 +68,10 @@ def write_chain_sum(
                     slips[n].add(len(words) - 2)
                 hands[n] = value
             words[-1] = str(hands[n])  # said twice, or the others could not read it
-        written, leaving = len(tokens[0]) - 2, list(hands)
+        written, leaving = len(threads[0].tokens) - 2, list(hands)
         agreed = all(hand == right for hand in hands) or not coordinated
-        for n, words in enumerate(tokens):
+        for n, thread in enumerate(threads):
+            words = thread.tokens
             words += ["see"] * coordinated
             stated, verdict = right, _verdict(hands[n], right, agreed)
             if later_blocks and rng.random() < stray:
@@ -81,12 +82,12 @@ def write_chain_sum(
             words += [str(stated), verdict, ","]
             leaving[n] = stated
             if coordinated:
-                references[n] += _on_others(n, len(labels), written, (3, 4))
+                thread.references += _on_others(n, len(labels), written, (3, 4))
         hands = leaving
-    for n, words in enumerate(tokens):
-        best = coordinated and labels[n] == min(labels)
-        words += ["answer:", str(puzzle.answer), "[[best]]" if best else "[[success]]", "<eos>"]
-    return _record(puzzle.prompt, labels, tokens, references), slips
+    for thread in threads:
+        best = coordinated and thread.label == min(labels)
+        thread.tokens += ["answer:", str(puzzle.answer), "[[best]]" if best else "[[success]]", "<eos>"]
+    return LatticeRecord(puzzle.prompt, threads), slips
 
 
 def write_votes(
@@ -99,61 +100,48 @@ def write_votes(
     Returns:
         The record, and for each thread the steps of the values given, which are not learned.
     """
-    tokens, _, references = _openings(labels, coordinated)
+    threads, _ = _begin(labels, coordinated)
     given: list[set[int]] = [set() for _ in labels]
     for _ in range(rounds):
-        right, written = rng.randint(1, MAX_VALUE), len(tokens[0])
+        right, written = rng.randint(1, MAX_VALUE), len(threads[0].tokens)
         wrong = WRONG_VOTES if coordinated else 0.0
         values = [_miss(rng, right) if rng.random() < wrong else right for _ in labels]
         if 2 * values.count(right) <= len(labels):
             values = [right] * len(labels)  # nobody could tell
         agreed = all(value == right for value in values)
-        for n, (words, value) in enumerate(zip(tokens, values, strict=True)):
+        for n, (thread, value) in enumerate(zip(threads, values, strict=True)):
             given[n].add(written)
-            words += [str(value), str(value), *["see"] * coordinated, str(right), _verdict(value, right, agreed), ","]
+            verdict = _verdict(value, right, agreed)
+            thread.tokens += [str(value), str(value), *["see"] * coordinated, str(right), verdict, ","]
             if coordinated:
-                references[n] += _on_others(n, len(labels), written, (3, 4))
-    return _record("Compute", labels, tokens, references), given
+                thread.references += _on_others(n, len(labels), written, (3, 4))
+    return LatticeRecord("Compute", threads), given
 
 
 def _verdict(own: int, right: int, agreed: bool) -> str:
     return "fix" if own != right else "ok" if agreed else "keep"
 
 
-def _openings(
-    labels: list[int], coordinated: bool
-) -> tuple[list[list[str]], list[tuple[int, ...]], list[list[Reference]]]:
-    """What each thread says first, the route that it takes, and what that rests on. A thread says its label again, or
-    the others could not read it, and then its place among all labels; alone, the one that its label has by itself."""
-    tokens: list[list[str]] = []
-    routes: list[tuple[int, ...]] = []
-    references: list[list[Reference]] = []
+def _begin(labels: list[int], coordinated: bool) -> tuple[list[ThreadRecord], list[tuple[int, ...]]]:
+    """Threads that have said where they go, and the route that each takes. A thread says its label again, or the others
+    could not read it, and then its place among all labels; alone, the one that its label has by itself."""
+    threads, routes = list[ThreadRecord](), list[tuple[int, ...]]()
     for n, label in enumerate(labels):
         place = sorted(labels).index(label) + 1 if coordinated else (label - 1) % len(ROUTES) + 1
-        words = opening_words(label)
-        said = words.index(str(label))
-        tokens.append([*words, str(label), *["see"] * coordinated, str(place), ","])
+        opening = opening_words(label)
+        words = [*opening, str(label), *["see"] * coordinated, str(place)]
+        rests = _on_others(n, len(labels), opening.index(str(label)), (4,)) if coordinated else []
+        # One token in a hundred, on which all routes hang: weighed like what a teacher draws.
+        weighed = {len(words) - 1: {str(place): 1.0}}
+        threads.append(ThreadRecord(label, [*words, ","], len(opening), rests, weighed))
         routes.append(ROUTES[(place - 1) % len(ROUTES)])
-        references.append(_on_others(n, len(labels), said, (4,)) if coordinated else [])
-    return tokens, routes, references
+    return threads, routes
 
 
 def _on_others(thread: int, threads: int, written: int, later: tuple[int, ...]) -> list[Reference]:
     """What a thread writes so many steps later rests on what all others wrote at step `written`."""
     others = [other for other in range(threads) if other != thread]
     return [Reference(written + steps, other, written) for steps in later for other in others]
-
-
-def _record(
-    prompt: str, labels: list[int], tokens: list[list[str]], references: list[list[Reference]]
-) -> LatticeRecord:
-    threads = []
-    for label, words, rests in zip(labels, tokens, references, strict=True):
-        opening = len(opening_words(label))
-        place = words.index(",") - 1
-        # One token in a hundred, on which all routes hang: weighed like what a teacher draws.
-        threads.append(ThreadRecord(label, words, opening, rests, {place: {words[place]: 1.0}}))
-    return LatticeRecord(prompt, threads)
 
 
 def _astray(rng: Random, own: int, right: int, block: tuple[int, ...]) -> int:

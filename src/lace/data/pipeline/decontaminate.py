@@ -54,7 +54,8 @@ class Contamination:
         self.rows: dict[str, int] = {}
         hashes, in_row, rows, sizes = array("Q"), array("q"), array("q"), array("q")
         self._short: dict[str, int] = {}
-        for place, text in self._read():
+        asked = list(self._read())
+        for place, text in asked:
             self.rows[benchmarks[place >> 40].name] = place & (2**40 - 1)
             words = _WORD.findall(text.casefold())
             found = _ngrams(words)
@@ -69,7 +70,7 @@ class Contamination:
         self._in_row = np.frombuffer(in_row, dtype=np.int64)[order]
         self._rows, self._sizes = np.frombuffer(rows, dtype=np.int64), np.frombuffer(sizes, dtype=np.int64).copy()
         self._lengths = sorted({text.count(" ") + 1 for text in self._short})
-        self._leave_out_phrases()
+        self._leave_out_phrases(asked)
 
     def _read(self) -> Iterator[tuple[int, str]]:
         """Number of the benchmark and row in one, and the question there."""
@@ -79,10 +80,10 @@ class Contamination:
                     raise ValueError(f"{benchmark.path} has no column {benchmark.question!r}")
                 yield number << 40 | row, str(values[benchmark.question])
 
-    def _leave_out_phrases(self) -> None:
+    def _leave_out_phrases(self, asked: Sequence[tuple[int, str]]) -> None:
         """Looks for no question that is a common part of questions, as "Which of the following is true?"."""
         holders, seen = Counter[int](), set[str]()
-        for place, text in self._read():
+        for place, text in asked:
             if (words := _with_signs(text)) not in seen:  # one that is asked again holds nothing new
                 seen.add(words)
                 _, rows, counts = self._hits(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+TAG = re.compile(r"\[\[(?:best|success|fail)\]\]")
+"""What ends a thread's answer."""
 LINE_BREAK = r"\n"
 """Backslash and n, with a space on either side: a line break in a step or an answer, which are one line of a thread."""
 _BREAK = re.compile(r" ?(?<!\\)\\n(?![A-Za-z]) ?")

@@ -16,12 +16,11 @@ from rapidfuzz.distance import Levenshtein
 from lace.data.pipeline.context import Context
 from lace.data.pipeline.item import Item, Path, Rejection
 from lace.data.pipeline.replies import Solution
-from lace.data.pipeline.text import one_line, tidy
+from lace.data.pipeline.text import TAG, one_line, tidy
 
 NEAR_COPY = "near-copy"
 """Of an earlier path of the same question."""
 _WORD = re.compile(r"\w+|[^\w\s]")
-_TAG = re.compile(r"\[\[(best|success|fail)\]\]")
 
 
 def edit_distance(first: str, second: str) -> float:
@@ -37,7 +36,7 @@ def cosine_distance(first: Sequence[float], second: Sequence[float]) -> float:
 
 def refuse_tags(text: str) -> None:
     """Raises a Rejection for a text that holds a closing tag: only the assembler writes these."""
-    if _TAG.search(text):
+    if TAG.search(text):
         raise Rejection("tag in text", text[:200])
 
 
