@@ -19,6 +19,6 @@ if [ ! -d $OUT/base ]; then # the tokenizer comes from a few lattices in bytes
     .venv/bin/python benchmarks/student.py base $OUT/pilot $OUT/base
 fi
 .venv/bin/lace data run configs/data/student.toml
-.venv/bin/lace train sft configs/student/sft.toml
-.venv/bin/lace train sft configs/student/sft.toml --train.lattice=off --run.out=$OUT/isolated # its control
-.venv/bin/python benchmarks/student.py ask $OUT/data $OUT/sft/model --isolated $OUT/isolated/model --json $OUT/answers.json
+runs/mkl_on_amd.sh .venv/bin/lace train sft configs/student/sft.toml
+runs/mkl_on_amd.sh .venv/bin/lace train sft configs/student/sft.toml --train.lattice=off --run.out=$OUT/isolated # its control
+runs/mkl_on_amd.sh .venv/bin/python benchmarks/student.py ask $OUT/data $OUT/sft/model --isolated $OUT/isolated/model --json $OUT/answers.json

@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 make --quiet .venv/.installed
 SEEDS=${SEEDS:-0} OUT=${OUT:-runs/out/tiny} N_PUZZLES=${N_PUZZLES:-2000}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two runs of a thread each are faster than one of two
+fast=runs/mkl_on_amd.sh
 
 variants=("$@")
 [ ${#variants[@]} -gt 0 ] || variants=(isolated lace)
@@ -41,7 +42,7 @@ stage() { # folder, command, config, overrides: one stage, unless it is finished
     local folder=$OUT/$1
     [ -d "$folder/model" ] && return
     echo "$1: training; progress in $folder/log.jsonl"
-    .venv/bin/lace train "$2" "configs/tiny/$3.toml" --run.out="$folder" "${@:4}"
+    $fast .venv/bin/lace train "$2" "configs/tiny/$3.toml" --run.out="$folder" "${@:4}"
 }
 train() { # variant, seed
     local own later init=$OUT/base/model at=$OUT/$2/$1
@@ -67,7 +68,7 @@ all_done() { while [ "$(jobs -rp | wc -l)" -ge 1 ]; do wait -n; done; }
 trap 'for job in $(jobs -p); do pkill -P "$job" || true; done' EXIT # nothing goes on when the script ends
 
 OMP_NUM_THREADS=2 stage base sft base --data.seed=0
-[ -f "$OUT/mistakes.safetensors" ] || .venv/bin/python -m lace.train.mistakes "$OUT/base/model" "$OUT/mistakes.safetensors"
+[ -f "$OUT/mistakes.safetensors" ] || $fast .venv/bin/python -m lace.train.mistakes "$OUT/base/model" "$OUT/mistakes.safetensors"
 for seed in $SEEDS; do
     for variant in "${variants[@]}"; do
         two_at_a_time
@@ -81,7 +82,7 @@ for task in countdown chain-sum; do
     for seed in $SEEDS; do
         for variant in "${variants[@]}"; do asked+=($(entries "$variant" "$seed")); done
     done
-    [ -f "$OUT/$task.json" ] || .venv/bin/lace eval $task "${asked[@]}" --n "$N_PUZZLES" --json "$OUT/$task.json" --markdown "$OUT/$task.md" &
+    [ -f "$OUT/$task.json" ] || $fast .venv/bin/lace eval $task "${asked[@]}" --n "$N_PUZZLES" --json "$OUT/$task.json" --markdown "$OUT/$task.md" &
 done
 all_done
 cat "$OUT/countdown.md" "$OUT/chain-sum.md"
