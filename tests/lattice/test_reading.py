@@ -7,8 +7,10 @@ import operator
 import pytest
 import torch
 
-from lace.lattice.attention import ThreadLayout
+from lace.lattice import attention
+from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.graft import lattice_layers, lattice_off
+from lace.lattice.observe import read_again
 from tiny import VOCABULARY, awake_model, batch, logits, plain
 
 PROMPT, STEPS, THREADS = 3, 6, 3
@@ -195,3 +197,44 @@ def test_lattices_do_not_read_each_other_without_layout() -> None:
     with lattice_off(model):
         base = logits(model, given)
     assert torch.equal(logits(model, plain(given)), base)
+
+
+@pytest.mark.parametrize("settings", [{}, {"read_self": True}, {"horizon": 2}], ids=str)
+@pytest.mark.parametrize("visibility", MODES)
+def test_blocks_of_columns_equal_all_at_once(
+    visibility: str, settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fast path of long passes against one attention over all entries, values and gradients."""
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 2)
+    monkeypatch.setattr(attention, "MOST_BLOCKS", 100)
+    lattice = lattice_layers(awake_model(visibility, **settings))[0]
+    assert isinstance(lattice, LatticeAttention)
+    given = batch([3, 1, 2], 7, [4, 2, 5])
+    given["steps"][1, 8:] = -1  # a thread that ended early
+    layout = ThreadLayout.build(lattice.config, given["steps"], given["thread_ids"], given["lattice_rows"])
+    x = torch.randn(*given["steps"].shape, lattice.down_proj.in_features, requires_grad=True)
+    weights = torch.randn_like(x)
+
+    def gradients(added: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((added * weights).sum(), [x, *lattice.parameters()]))
+
+    read_RTHK, gate_RTH, _ = read_again(lattice, x, layout)
+    expected = lattice.up_proj((read_RTHK * gate_RTH[..., None]).flatten(2))
+    found = lattice(x, layout)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    for ours, theirs in zip(gradients(found), gradients(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+    assert len(layout.reading_blocks) >= 4
+    tokens = x.shape[1]
+    pairs = [(columns.stop - columns.start) * (steps.stop - steps.start) for columns, steps in layout.reading_blocks]
+    assert sum(pairs) < 0.6 * tokens**2
+
+
+def test_what_nobody_reads_still_has_gradients() -> None:
+    """Else a process of several whose lattices are all of one thread would wait for the others for ever."""
+    lattice = lattice_layers(awake_model())[0]
+    given = batch([1, 1], STEPS, [PROMPT, PROMPT])
+    layout = ThreadLayout.build(lattice.config, given["steps"], given["thread_ids"], given["lattice_rows"])
+    lattice(torch.randn(2, PROMPT + STEPS, lattice.down_proj.in_features), layout).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in lattice.parameters())

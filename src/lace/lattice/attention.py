@@ -32,6 +32,8 @@ from lace.lattice.visibility import visible
 
 EPSILON = 1e-6
 """Of the norm of the down-projected input."""
+SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
+"""Columns that attend together in a pass of several tokens: fewer leave less out, more cost a kernel each."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,12 @@ class ThreadLayout:
         return turned_angles(self.steps_RT, self.grid.time_K, self.grid.thread_R1K)
 
     @cached_property
-    def seen_LQE(self) -> torch.Tensor:
-        """Which of the E = 1 + S * N entries (null, then time-major) the Q = N * T queries (thread-major) see."""
+    def seen_LNTSN(self) -> torch.Tensor:
+        """Which entries of S steps the token of each column sees."""
         key_steps_LSN = self.steps_LNT.transpose(1, 2) if self.cache is None else self.cache.steps_read(self.slots)
         threads = torch.arange(self.steps_LNT.shape[1], device=self.steps_LNT.device)
         same_NN = threads[:, None] == threads
-        seen_LNTSN = visible(
+        return visible(
             self.steps_LNT[:, :, :, None, None],
             key_steps_LSN[:, None, None],
             same_NN[None, :, None, None],
@@ -117,7 +119,30 @@ class ThreadLayout:
             self.config.read_self,
             self.config.horizon,
         )
-        return nn.functional.pad(seen_LNTSN.flatten(3).flatten(1, 2), (1, 0), value=True)
+
+    @property
+    def seen_LQE(self) -> torch.Tensor:
+        """Which of the E = 1 + S * N entries (null, then time-major) the Q = N * T queries (thread-major) see."""
+        return nn.functional.pad(self.seen_LNTSN.flatten(3).flatten(1, 2), (1, 0), value=True)
+
+    @cached_property
+    def reading_blocks(self) -> list[tuple[slice, slice]]:
+        """The columns of the pass in blocks, each with the steps that its tokens can see.
+
+        Half of all pairs of column and step lie in the future, and what stands before the first column that sees
+        anything, the prompt, is in no block: attention over blocks leaves out most of what it would throw away. At
+        least one block is there, so that every parameter gets a gradient, if of zeros.
+        """
+        seen_TS = self.seen_LNTSN.any(dim=4).any(dim=1).any(dim=0).cpu()
+        columns, _ = seen_TS.nonzero(as_tuple=True)
+        end, first = len(seen_TS), int(columns.min()) if len(columns) else len(seen_TS) - 1
+        size = max(SMALLEST_BLOCK, -(-(end - first) // MOST_BLOCKS))
+        blocks = []
+        for start in range(first, end, size):
+            block = slice(start, min(start + size, end))
+            steps = seen_TS[block].any(dim=0).nonzero()
+            blocks.append((block, slice(int(steps[0]), int(steps[-1]) + 1) if len(steps) else slice(0, 0)))
+        return blocks
 
     def angles_as(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """`angles`, rounded once a pass."""
@@ -129,14 +154,18 @@ class ThreadLayout:
         cos_RTK, sin_RTK = self._by_dtype[key]
         return cos_RTK, sin_RTK
 
-    def added_to_scores(self, dtype: torch.dtype) -> torch.Tensor:
-        """(L, 1, Q, E) 0 where an entry is seen, else -inf. SDPA would make it of the booleans in every layer anew."""
+    def added_to_scores(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        """For each block (L, 1, Q, E) 0 where an entry is seen, else -inf; Q and E are the block's. SDPA would make it
+        of booleans in every layer anew."""
         key = "added", dtype
         if key not in self._by_dtype:
-            unseen_L1QE = ~self.seen_LQE[:, None]
-            zeros_L1QE = torch.zeros(unseen_L1QE.shape, dtype=dtype, device=unseen_L1QE.device)
-            self._by_dtype[key] = zeros_L1QE.masked_fill_(unseen_L1QE, -torch.inf)
-        added: torch.Tensor = self._by_dtype[key]
+            self._by_dtype[key] = []
+            for columns, steps in self.reading_blocks:
+                seen_LQE = self.seen_LNTSN[:, :, columns, steps].flatten(3).flatten(1, 2)
+                unseen_L1QE = ~nn.functional.pad(seen_LQE, (1, 0), value=True)[:, None]
+                zeros_L1QE = torch.zeros(unseen_L1QE.shape, dtype=dtype, device=unseen_L1QE.device)
+                self._by_dtype[key].append(zeros_L1QE.masked_fill_(unseen_L1QE, -torch.inf))
+        added: list[torch.Tensor] = self._by_dtype[key]
         return added
 
     @property
@@ -235,20 +264,24 @@ class LatticeAttention(nn.Module):
         v_LTNK = v_RTK[layout.rows_LN].transpose(1, 2)
         if layout.cache is not None:
             k_LTNK, v_LTNK = layout.cache.update(self.index, layout.slots, k_LTNK, v_LTNK)
-        k_LEK, v_LEK = k_LTNK.flatten(1, 2), v_LTNK.flatten(1, 2)
-        null_L1K = self.null_key.to(k_LEK.dtype).expand(len(k_LEK), 1, dim)
-        k_LEK = torch.cat((null_L1K, k_LEK), dim=1)
-        v_LEK = torch.cat((torch.zeros_like(v_LEK[:, :1]), v_LEK), dim=1)
-
         # Every head of every thread reads the same keys: expanded, not copied.
-        q_LHQK = q_RTHK[layout.rows_LN].flatten(1, 2).transpose(1, 2)
-        read_LHQK = nn.functional.scaled_dot_product_attention(
-            q_LHQK,
-            k_LEK[:, None].expand(-1, heads, -1, -1),
-            v_LEK[:, None].expand(-1, heads, -1, -1),
-            attn_mask=layout.added_to_scores(q_LHQK.dtype),
-        )
-        read_PTHK = read_LHQK.transpose(1, 2).reshape(-1, tokens, heads, dim)  # P = L * N places of the grid
+        q_LHNTK = q_RTHK[layout.rows_LN].permute(0, 3, 1, 2, 4)
+        null_L1K = self.null_key.to(k_LTNK.dtype).expand(len(k_LTNK), 1, dim)
+        none_L1K = torch.zeros_like(null_L1K)
+        first = layout.reading_blocks[0][0].start
+        parts = [torch.zeros_like(q_LHNTK[..., :first, :])]
+        for (columns, steps), added_L1QE in zip(layout.reading_blocks, layout.added_to_scores(q.dtype), strict=True):
+            k_LEK = torch.cat((null_L1K, k_LTNK[:, steps].flatten(1, 2)), dim=1)
+            v_LEK = torch.cat((none_L1K, v_LTNK[:, steps].flatten(1, 2)), dim=1)
+            q_LHNBK = q_LHNTK[..., columns, :]
+            read_LHQK = nn.functional.scaled_dot_product_attention(
+                q_LHNBK.flatten(2, 3),
+                k_LEK[:, None].expand(-1, heads, -1, -1),
+                v_LEK[:, None].expand(-1, heads, -1, -1),
+                attn_mask=added_L1QE,
+            )
+            parts.append(read_LHQK.unflatten(2, q_LHNBK.shape[2:4]))
+        read_PTHK = torch.cat(parts, dim=3).permute(0, 2, 3, 1, 4).reshape(-1, tokens, heads, dim)  # P = L * N places
         read_RTHK = read_PTHK[layout.place_R]
         if self.config.gate == "head":
             read_RTHK = read_RTHK * torch.sigmoid(g_RTH)[..., None]

@@ -132,8 +132,7 @@ class _Watch:
         with torch.autocast(x_RTD.device.type, enabled=False):
             _, gate_RTH, mass_LNTM = read_again(module, x_RTD, layout)
         share_LNT = mass_LNTM.sum(dim=-1) - _own(mass_LNTM)
-        threads, tokens = share_LNT.shape[1:]
-        seen_LNTM = layout.seen_LQE[:, :, 1:].unflatten(1, (threads, tokens)).unflatten(3, (-1, threads)).any(dim=3)
+        seen_LNTM = layout.seen_LNTSN.any(dim=3)
         sees_LNT = seen_LNTM.sum(dim=-1) > _own(seen_LNTM)
         sums_S4 = torch.zeros(self.length, 4, device=x_RTD.device)
         # An absent thread stands at row 0, but sees nobody, so that it counts for nothing.
