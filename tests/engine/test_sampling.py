@@ -50,11 +50,16 @@ def test_top_k_and_top_p_keep_the_most_likely_tokens() -> None:
     assert set(draw(LOGITS, GRID, top_p=1e-9)[0].tolist()) == {1}
 
 
-@pytest.mark.parametrize("steepness", [0.0, 0.1, 2.0])
-@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.5), (0, 0.95), (LIKELIEST, 1.0), (3 * LIKELIEST, 0.99)])
+FEW, MANY = LIKELIEST
+
+
+@pytest.mark.parametrize("steepness", [0.0, 0.005, 0.1, 2.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(3, 1.0), (0, 0.5), (0, 0.95), (FEW, 1.0), (FEW + 1, 1.0), (MANY, 1.0), (3 * MANY, 0.99)]
+)
 def test_a_large_vocabulary_is_cut_like_a_small_one(steepness: float, top_k: int, top_p: float) -> None:
     """Tokens in pairs of equal probability, flat to steep, beside a row without a limit: against one sort of all."""
-    vocabulary, rows = 4 * LIKELIEST, 400
+    vocabulary, rows = 4 * MANY, 400
     generator = torch.Generator().manual_seed(0)
     logits = -steepness * (torch.randperm(vocabulary, generator=generator) // 2).float()[None]
     uniforms = torch.rand(rows, dtype=torch.float64, generator=generator)

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lace.lattice.config import LatticeConfig
 
-LIKELIEST = 1024
-"""Tokens among which those that top-k and top-p leave are looked for first."""
+LIKELIEST = (64, 1024)
+"""Tokens among which those that top-k and top-p leave are looked for first, and where they are not enough, next."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,11 @@ def _kept(probs_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) 
     answer is the same.
     """
     vocabulary = probs_RV.shape[1]
-    if vocabulary > 2 * LIKELIEST:
+    for count in LIKELIEST:
+        if vocabulary <= 2 * count:
+            break
         # Sorted by token first, for of equally likely tokens the first are kept.
-        order_RF = probs_RV.topk(LIKELIEST, dim=-1, sorted=False).indices.sort(dim=-1).values
+        order_RF = probs_RV.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
         kept_RF, sorted_RF, order_RF = _kept_of(order_RF, probs_RV, top_k_R, top_p_R)
         last_R1 = kept_RF.sum(dim=-1, keepdim=True) - 1
         # Tokens that were not looked at may be as likely as the least likely one that was, but no likelier.
