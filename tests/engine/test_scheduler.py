@@ -328,6 +328,9 @@ def test_what_can_never_fit_is_refused(tokenizer: PreTrainedTokenizerFast) -> No
         scheduler.add(engine.new_lattice(PROMPTS[0], params, "lace"))
     with pytest.raises(ValueError, match="the strategy swapped needs a batch"):
         scheduler.add(engine.new_lattice(PROMPTS[0], replace(params, threads=2), "swapped"))
+    engine.max_positions = 2**40
+    with pytest.raises(ValueError, match="are more than the cache holds"):  # before its draws fill the memory
+        scheduler.add(engine.new_lattice(PROMPTS[0], replace(params, threads=256, max_tokens=2**36), "lace"))
     assert not scheduler.busy
 
 

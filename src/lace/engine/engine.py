@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from lace.engine.cache import RowCache
 from lace.engine.lean_decoder import DecodeStep, decode_step
 from lace.engine.result import STRATEGIES, LatticeResult, Strategy, TokenEvent
-from lace.engine.sampling import SamplingParams, choose_tokens, draw_thread_ids, draw_uniforms, end_token_ids
+from lace.engine.sampling import SamplingParams, choose_tokens, draw_thread_ids, end_token_ids
 from lace.engine.static_step import StaticLatticeCache, StaticStep, aligned, can_be_static
 from lace.engine.threads import Lattice, new_thread
 from lace.lattice.cache import LatticeCache
@@ -183,13 +183,12 @@ class Engine:
         opening = self.config.opening if self.config else ""
         labels = labels or draw_thread_ids(params, self.config)
         threads = [new_thread(self.tokenizer, opening, label, params.stop, lazy=lazy) for label in labels]
-        lattice = Lattice(index, prompt, prompt_ids, params, strategy, threads, self.end_ids, torch.empty(0))
+        lattice = Lattice(index, prompt, prompt_ids, params, strategy, threads, self.end_ids)
         if (total := len(prompt_ids) + lattice.max_steps) > self.max_positions:
             raise ValueError(
                 f"prompt {index} is too long: {len(prompt_ids)} tokens and {lattice.max_steps} to generate make "
                 f"{total}, but the model has {self.max_positions} positions"
             )
-        lattice.uniforms_SN = draw_uniforms(params, lattice.max_steps)
         return lattice
 
     def _batches(self, lattices: list[Lattice], strategy: str) -> Iterator[list[Lattice]]:

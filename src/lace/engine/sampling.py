@@ -56,8 +56,8 @@ class SamplingParams:
             raise ValueError(f"temperature must be between 0 and 100, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (all tokens) or more, not {self.top_k}")
+        if not 0 <= self.top_k < 2**63:
+            raise ValueError(f"top_k must be 0 (all tokens) or a number below 2**63, not {self.top_k}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be between 0 and 2**63 - 1, not {self.seed}")
         if "" in self.stop:

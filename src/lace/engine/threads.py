@@ -6,6 +6,7 @@ Tensors are kept elsewhere; this is the bookkeeping that all ways of batching sh
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lace.engine.detokenize import Detokenizer
 from lace.engine.result import FinishReason, LatticeResult, Strategy, ThreadResult, TokenEvent
-from lace.engine.sampling import SamplingParams
+from lace.engine.sampling import SamplingParams, draw_uniforms
 from lace.engine.selection import choose_thread, read_answer, read_tag
 
 
@@ -43,11 +44,15 @@ class Lattice:
     strategy: Strategy
     threads: list[Thread]
     end_ids: frozenset[int]
-    uniforms_SN: torch.Tensor
     deadline: int | None = None
     """Step of the early stop, once a thread has closed with `[[best]]`."""
     step_seconds: list[float] = field(default_factory=list)
     """From its start to the tokens of each step."""
+
+    @cached_property
+    def uniforms_SN(self) -> torch.Tensor:
+        """The draws, made when decoding begins: a lattice that is refused for its size must not cost memory."""
+        return draw_uniforms(self.params, self.max_steps)
 
     @property
     def running(self) -> bool:
