@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import torch
 
 from lace.engine.engine import Engine
 from lace.engine.sampling import SamplingParams
+from lace.serve import app, connection, run
 from running_server import Running, serve
 
 ASK = "Use 3, 7 and 12 to make 33"
@@ -93,7 +96,9 @@ def test_a_full_server_says_when_to_come_again(tiny: Engine) -> None:
         assert server.client().chat.completions.create(**SHORT).choices
 
 
-def test_prompts_that_could_never_stand_in_line(tiny: Engine) -> None:
+def test_prompts_that_could_never_stand_in_line(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused before they cost anything."""
+    monkeypatch.delattr(app, "make_job")
     with serve(lambda: tiny, max_concurrent=1) as server:
         response = server.post({"model": "tiny", "prompt": [ASK] * 6, "max_tokens": 2}, "/v1/completions")
         assert response.status_code == 400
@@ -166,13 +171,103 @@ def test_a_server_that_ends_tells_who_waits(tiny: Engine) -> None:
         assert server.worker.state == "stopped"
 
 
-def test_an_engine_thread_that_dies_leaves_nobody_hanging(server: Running) -> None:
+def test_a_server_that_cannot_wait_longer_says_so(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "GRACE_SECONDS", 0.3)
     with ThreadPoolExecutor() as pool:
-        answer = pool.submit(server.post, LONG)
-        server.wait_until(lambda: server.worker.occupancy.running == 1)
+        with serve(lambda: tiny, max_concurrent=1) as server:
+            stream = server.client().chat.completions.create(**LONG, n=4, stream=True)
+            server.wait_until(lambda: server.worker.occupancy.running == 1)
+            whole = pool.submit(server.post, LONG)
+            server.wait_until(lambda: server.worker.occupancy.waiting == 1)
+            rest = pool.submit(list, stream)
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            rest.result()
+        assert whole.result().status_code == 503
+        assert whole.result().json()["error"]["code"] == "server_stopping"
+
+
+def test_an_engine_that_dies_is_replaced(server: Running) -> None:
+    """Whoever was in it is told; nothing of them is left when the next one works."""
+    client = server.client()
+    stream = client.chat.completions.create(**LONG, n=4, stream=True)
+    with ThreadPoolExecutor() as pool:
+        whole = pool.submit(server.post, LONG)
+        server.wait_until(lambda: server.worker.occupancy.running == 2)
+        next(stream)
         server.worker._orders.put(("add", "no ticket"))  # type: ignore[arg-type]
-        assert answer.result().status_code == 500
-    assert isinstance(server.worker.failure, AttributeError)
+        assert whole.result().status_code == 500
+        with pytest.raises(openai.APIError, match="the engine failed; try again"):
+            list(stream)
+    server.wait_until(lambda: server.worker.state == "ready")
+    assert client.chat.completions.create(**SHORT).choices
+    server.wait_until_idle()
+    assert "lace_engine_failures_total 1.0" in httpx2.get(f"{server.url}/metrics").text
+
+
+def test_an_engine_that_dies_before_its_first_step_ends_the_server(tiny: Engine) -> None:
+    with serve(lambda: tiny) as server:
+        server.worker._orders.put(("add", "no ticket"))  # type: ignore[arg-type]
+        server.wait_until(lambda: isinstance(server.worker.failure, AttributeError))
+        assert server.worker.state == "stopped"
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels keep megabytes for a client that does not read; here they keep little."""
+
+    def made(self: connection.Connection, transport: Any) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        before(self, transport)
+
+    before = connection.Connection.connection_made
+    monkeypatch.setattr(connection.Connection, "connection_made", made)
+
+
+class Slow:
+    """A client that asks for a long stream and takes little of it."""
+
+    def __init__(self, server: Running) -> None:
+        body = json.dumps({**LONG, "max_tokens": 100, "n": 8, "stream": True, "logprobs": True}).encode()
+        host, port = server.url.removeprefix("http://").split(":")
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.connect((host, int(port)))
+        self.socket.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        self.socket.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        assert self.socket.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.usefixtures("small_buffers")
+def test_who_does_not_take_an_answer_stands_in_nobodys_way(tiny: Engine) -> None:
+    with serve(lambda: tiny, max_concurrent=1) as server:
+        readers = [Slow(server) for _ in range(5)]
+        server.wait_until(lambda: server.worker.occupancy.running == 0)
+        assert len(server.worker.tickets) == 5
+        assert server.post(SHORT).status_code == 200
+        for reader in readers:
+            reader.socket.close()
+        server.wait_until_idle()
+
+
+@pytest.mark.usefixtures("small_buffers")
+def test_who_takes_nothing_for_long_counts_as_gone(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TAKE_SECONDS", 0.5)
+    reader = Slow(server)
+    server.wait_until_idle()
+    assert "lace_cancelled_requests_total 1.0" in httpx2.get(f"{server.url}/metrics").text
+    reader.socket.close()
+
+
+def test_a_fault_of_the_server_is_counted(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(lattices: int) -> Engine:
+        raise RuntimeError("a mistake, let us say")
+
+    monkeypatch.setattr(server.worker, "ready_engine", fail)
+    response = server.post(SHORT)
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    line = 'lace_responses_total{path="/v1/chat/completions",status="500"} 1.0'
+    assert line in httpx2.get(f"{server.url}/metrics").text.splitlines()
 
 
 def test_metrics_count(tiny: Engine) -> None:

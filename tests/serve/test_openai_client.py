@@ -192,6 +192,7 @@ def test_the_drawn_seed_repeats_a_request(shipped_server: Running) -> None:
     client = shipped_server.client()
     first = client.chat.completions.create(model="puzzles", messages=MESSAGES, n=2)
     seed = first.model_extra["lace"]["seed"]
+    assert seed < 2**53  # clients in JavaScript read longer integers wrongly
     again = client.chat.completions.create(model="puzzles", messages=MESSAGES, n=2, seed=seed)
     assert [c.message.content for c in again.choices] == [c.message.content for c in first.choices]
 
@@ -209,9 +210,15 @@ def test_completions_of_several_prompts(shipped_server: Running, puzzles: Engine
     for choice in answer.choices:
         probs = choice.logprobs
         assert len(probs.tokens) == len(probs.token_logprobs) == len(probs.text_offset)
+        for token, offset in zip(probs.tokens, probs.text_offset, strict=True):
+            assert choice.text[offset:].lstrip().startswith(token)
     texts: dict[int, str] = defaultdict(str)
-    for chunk in client.completions.create(prompt=prompts, n=2, max_tokens=40, stream=True, **COMMON):
-        texts[chunk.choices[0].index] += chunk.choices[0].text
+    offsets: dict[int, list[int]] = defaultdict(list)
+    for chunk in client.completions.create(prompt=prompts, n=2, max_tokens=40, stream=True, logprobs=0, **COMMON):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            offsets[choice.index] += choice.logprobs.text_offset if choice.logprobs else []
+    assert offsets == {choice.index: choice.logprobs.text_offset for choice in answer.choices}
     assert texts == {n: thread.text for n, thread in enumerate(expected)}
 
 

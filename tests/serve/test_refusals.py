@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import openai
 import pytest
 
 from lace.engine.engine import Engine
-from lace.serve import gate
+from lace.serve import connection, gate
 from lace.serve.settings import MAX_BODY_BYTES
 from running_server import Running, serve
 
@@ -51,6 +52,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 3}, "temperature", "less than or equal to 2"),
     ({"temperature": "hot"}, "temperature", "valid number"),
     ({"top_p": 0}, "top_p", "greater than 0"),
+    ({"top_k": 2**63}, "top_k", "less than"),
     ({"n": 0}, "n", "greater than or equal to 1"),
     ({"n": 1000}, "n", "less than or equal to 256"),
     ({"n": 4, "lace": {"threads": 2}}, "n", "n is 4, but lace.threads only 2"),
@@ -65,6 +67,14 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": [""]}, "stop.0", "at least 1 character"),
     ({"stop": ["x"] * 17}, "stop", "at most 16 items"),
     ({"stream": "perhaps"}, "stream", "valid boolean"),
+    ({"stream": 1}, "stream", "valid boolean"),
+    ({"logprobs": "true"}, "logprobs", "valid boolean"),
+    ({"n": "4"}, "n", "valid integer"),
+    ({"n": True}, "n", "valid integer"),
+    ({"max_tokens": 5.0}, "max_tokens", "valid integer"),
+    ({"temperature": "1"}, "temperature", "valid number"),
+    ({"lace": {"threads": "4"}}, "lace.threads", "valid integer"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "belong to streams"),
 ]
 
 
@@ -147,6 +157,38 @@ def test_a_body_that_does_not_come(server: Running, monkeypatch: pytest.MonkeyPa
         slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
         assert server.post({**CHAT, "max_tokens": 2}).status_code == 200
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def connect(server: Running) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
+def test_a_head_that_does_not_come(server: Running, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+    """Of the first request of a connection or a later one; a drop now and then is no help."""
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 1.0)
+    with connect(server) as slow:
+        if before:
+            slow.sendall(before)
+            assert b"".join(iter(lambda: slow.recv(1), b"}")).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\n")
+        time.sleep(0.3)
+        slow.sendall(b"X-Slow: 1\r\n")
+        assert server.post({**CHAT, "max_tokens": 2}).status_code == 200
+        head, _, body = read_all(slow).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert "the head of the request did not come within 1 seconds" in json.loads(body)["error"]["message"]
+
+
+def test_a_connection_on_which_nothing_comes_is_closed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
+    with connect(server) as silent:
+        assert read_all(silent) == b""
 
 
 def test_keys(tiny: Engine) -> None:

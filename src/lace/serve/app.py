@@ -151,7 +151,7 @@ async def _answer(
     settings: ServerSettings,
     shipped: bool,
 ) -> Response:
-    engine = worker.ready_engine()
+    engine = worker.ready_engine(len(request.prompts) if isinstance(request, CompletionRequest) else 1)
     _check_model(request.model, settings.model)
     # Long prompts take long to tokenize: not in the event loop, where everybody would wait.
     job = await asyncio.to_thread(make_job, engine, request, threads=settings.threads, shipped=shipped)

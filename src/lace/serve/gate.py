@@ -39,8 +39,12 @@ class Gate:
             return
         path = scope["path"] if scope["path"] in self.paths else "other"
 
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self.metrics.responses.labels(path, str(message["status"])).inc()
             await send(message)
 
@@ -63,7 +67,12 @@ class Gate:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, replay, counted)
+        try:
+            await self.app(scope, replay, counted)
+        except Exception:
+            if not begun:  # what is answered now does not come by here
+                self.metrics.responses.labels(path, "500").inc()
+            raise
 
     def _check_key(self, authorization: bytes) -> None:
         if not self.keys:

@@ -23,7 +23,9 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         self.responses = Counter("lace_responses", "Responses.", ["path", "status"], registry=registry)
         self.cancelled = Counter("lace_cancelled_requests", "Requests whose client left.", registry=registry)
-        self.failures = Counter("lace_engine_failures", "Steps of the engine that failed.", registry=registry)
+        self.failures = Counter(
+            "lace_engine_failures", "Failures of the engine: steps, recordings, deaths.", registry=registry
+        )
         self.prompt_tokens = Counter("lace_prompt_tokens", "Prompt tokens of finished lattices.", registry=registry)
         self.tokens = Counter("lace_generated_tokens", "Sampled tokens, of all threads.", registry=registry)
         self.steps = Counter("lace_steps", "Steps of the engine.", registry=registry)

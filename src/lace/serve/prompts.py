@@ -54,15 +54,17 @@ def make_job(engine: Engine, request: ChatRequest | CompletionRequest, *, thread
     count = request.lace.threads or (choices if choices > 1 else threads)
     if choices > count:
         raise ApiError(400, f"n is {choices}, but lace.threads only {count}", param="n", code="invalid_value")
+    if request.stream_options is not None and not request.stream:
+        raise ApiError(400, "stream_options belong to streams", param="stream_options", code="invalid_value")
     if request.lace.exposes("exchanges") and not (request.stream and choices == 1):
         raise ApiError(400, "exchanges are told in streams with n=1 only", param="lace.expose", code="invalid_value")
-    seed = secrets.randbits(63) if request.seed is None else request.seed
+    seed = secrets.randbits(53) if request.seed is None else request.seed  # JavaScript reads no longer integers
     if isinstance(request, ChatRequest):
         prompts = [chat_prompt(engine, request.messages)]
         questions = (user_texts(request.messages) or [""])[-1:]
         max_tokens = request.max_completion_tokens or request.max_tokens
     else:
-        prompts = questions = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        prompts = questions = request.prompts
         max_tokens = request.max_tokens
     shown = any(request.lace.exposes(what) for what in ("threads", "exchanges"))
     every_text = bool(request.stream) and (count == 1 or choices > 1 or shown)
@@ -95,7 +97,8 @@ def chat_prompt(engine: Engine, messages: list[Message]) -> str:
     """
     from jinja2 import TemplateError
 
-    spoken = [{"role": message.role, "content": message.text} for message in messages]
+    # Chat formats know `system`, the former name of `developer`; many leave out what they do not know.
+    spoken = [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in messages]
     try:
         return conversation_text(engine.tokenizer, spoken)
     except ValueError as error:

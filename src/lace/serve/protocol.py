@@ -23,7 +23,7 @@ Exposed = Literal["answer", "threads", "exchanges", "verdict", "trace"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class LaceOptions(_Strict):
@@ -53,12 +53,13 @@ class _Request(_Strict):
     model: str
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    """Of streams alone."""
     n: Threads | None = 1
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Sampled tokens of each thread."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     lace: LaceOptions = LaceOptions()
@@ -117,3 +118,7 @@ class CompletionRequest(_Request):
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lace.engine.detokenize import Detokenizer
 from lace.engine.engine import Engine
 from lace.engine.result import FinishReason, LatticeResult, ThreadResult, TokenEvent
 from lace.engine.selection import ChosenBy, choose_thread
@@ -23,6 +24,19 @@ from lace.viz.trace import Trace, record
 Sampled = Sequence[tuple[int, float]]
 """Tokens and their log-probabilities."""
 _FINISH: dict[FinishReason, str] = {"eos": "stop", "stop": "stop", "lattice": "stop", "length": "length"}
+
+
+class Offsets:
+    """Where in the text of a thread each of its tokens begins."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.detokenizer = Detokenizer(tokenizer, ())
+
+    def add(self, token_id: int) -> int:
+        """Takes the next token; blanks before the text, which are not sent, do not count."""
+        offset = len(self.detokenizer.text.lstrip())
+        self.detokenizer.add(token_id)
+        return offset
 
 
 class Reply(ABC):
@@ -58,7 +72,7 @@ class Reply(ABC):
         choices = []
         for index, thread in self.chosen_threads(results):
             sampled = list(zip(thread.token_ids, thread.logprobs, strict=True))
-            logprobs = self.logprobs(sampled, 0)
+            logprobs = self.logprobs(sampled, Offsets(self.tokenizer))
             choices.append(self.choice(index, thread.text, _FINISH[thread.finish_reason], logprobs))
         report = self.report(results)
         for told, trace in zip(report.get("prompts", [report]), traces, strict=False):
@@ -116,10 +130,16 @@ class Reply(ABC):
         return record(engine, result, model=self.request.model, correct=self.verdicts(prompt, result))
 
     def chunk(
-        self, index: int, text: str | None, finish: FinishReason | None = None, sampled: Sampled = (), offset: int = 0
+        self,
+        index: int,
+        text: str | None,
+        finish: FinishReason | None = None,
+        sampled: Sampled = (),
+        offsets: Offsets | None = None,
     ) -> dict[str, Any]:
-        """A piece of one choice; `text` is None in a chat's first chunk of a choice."""
-        logprobs = self.logprobs(sampled, offset) if sampled else None
+        """A piece of one choice; `text` is None in a chat's first chunk of a choice. `offsets`: of its thread, if the
+        piece does not begin it."""
+        logprobs = self.logprobs(sampled, offsets or Offsets(self.tokenizer)) if sampled else None
         delta = self.delta(index, text, _FINISH[finish] if finish else None, logprobs)
         return self._envelope(self.chunk_kind, [delta])
 
@@ -178,8 +198,8 @@ class Reply(ABC):
         """A piece of a choice; `text` is None in the first."""
 
     @abstractmethod
-    def logprobs(self, sampled: Sampled, offset: int) -> dict[str, Any] | None:
-        """Log-probabilities of tokens; None if nobody asked. `offset`: characters before them."""
+    def logprobs(self, sampled: Sampled, offsets: Offsets) -> dict[str, Any] | None:
+        """Log-probabilities of tokens; None if nobody asked. `offsets`: of the thread, which go on with them."""
 
     def token_texts(self, sampled: Sampled) -> list[tuple[str, float]]:
         """Texts and log-probabilities, end tokens left out."""
@@ -201,7 +221,7 @@ class ChatReply(Reply):
         delta = {"role": "assistant", "content": ""} if text is None else {"content": text} if text else {}
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-    def logprobs(self, sampled: Sampled, offset: int) -> dict[str, Any] | None:
+    def logprobs(self, sampled: Sampled, offsets: Offsets) -> dict[str, Any] | None:
         if not self.with_logprobs:
             return None
         content = [
@@ -224,19 +244,15 @@ class CompletionReply(Reply):
     ) -> dict[str, Any]:
         return {"index": index, "text": text or "", "logprobs": logprobs, "finish_reason": finish}
 
-    def logprobs(self, sampled: Sampled, offset: int) -> dict[str, Any] | None:
+    def logprobs(self, sampled: Sampled, offsets: Offsets) -> dict[str, Any] | None:
         if not self.with_logprobs:
             return None
         texts = self.token_texts(sampled)
-        offsets = []
-        for text, _ in texts:
-            offsets.append(offset)
-            offset += len(text)
         return {
             "tokens": [text for text, _ in texts],
             "token_logprobs": [value for _, value in texts],
             "top_logprobs": None,
-            "text_offset": offsets,
+            "text_offset": [offsets.add(token) for token, _ in sampled if token not in self.end_ids],
         }
 
 

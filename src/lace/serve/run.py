@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 
@@ -9,11 +10,30 @@ import uvicorn
 
 from lace.engine.engine import Engine
 from lace.serve.app import create_app
+from lace.serve.connection import Connection
 from lace.serve.settings import GRACE_SECONDS, ServerSettings
 from lace.serve.worker import Worker
 
 
-def new_server(settings: ServerSettings, load: Callable[[], Engine], *, shipped: bool) -> tuple[uvicorn.Server, Worker]:
+class Server(uvicorn.Server):
+    """Tells those whom it cannot wait for why their answer ends; uvicorn would cut the connection.
+
+    Args:
+        config: of uvicorn.
+        worker: whose requests are meant.
+    """
+
+    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+        super().__init__(config)
+        self.worker = worker
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        grace_ends = asyncio.get_running_loop().call_later(GRACE_SECONDS, self.worker.give_up)
+        await super().shutdown(sockets)
+        grace_ends.cancel()
+
+
+def new_server(settings: ServerSettings, load: Callable[[], Engine], *, shipped: bool) -> tuple[Server, Worker]:
     """A server that has not begun to listen, and its worker; the server ends when the worker does."""
 
     def stop() -> None:
@@ -21,9 +41,15 @@ def new_server(settings: ServerSettings, load: Callable[[], Engine], *, shipped:
 
     app = create_app(settings, load, shipped=shipped, on_end=stop)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
+        app,
+        http=Connection,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS + 5,  # for those who do not go when they are told to
+        server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = Server(config, app.state.worker)
     return server, app.state.worker
 
 

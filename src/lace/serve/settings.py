@@ -10,12 +10,16 @@ WAITING_PER_RUNNING = 4
 """Requests that may wait, for each one that may run; one more is refused with 429."""
 MAX_BODY_BYTES = 1 << 20
 """Larger request bodies are refused with 413."""
+HEAD_SECONDS = 10.0
+"""A connection whose next request has not told its headers by then is closed."""
+TAKE_SECONDS = 60.0
+"""A client that takes nothing of a waiting answer for so long counts as gone."""
 BODY_SECONDS = 30.0
 """A body that is not complete by then is refused with 408, so that slow senders hold nothing."""
 MAX_THREADS = 256
 """Threads that a request may ask for; its cache may allow fewer."""
 GRACE_SECONDS = 30
-"""Running requests have this long to finish after the server was told to stop; then they are cancelled."""
+"""Running requests have this long to finish after the server was told to stop; then they are refused the rest."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lace.engine.result import LatticeResult, TokenEvent
 from lace.serve.errors import ApiError
-from lace.serve.replies import ChatReply, Reply
+from lace.serve.replies import ChatReply, Offsets, Reply
 from lace.serve.worker import Ticket
 from lace.viz.trace import Trace
 
@@ -20,13 +20,13 @@ DONE = "data: [DONE]\n\n"
 class ChoiceText:
     """One choice while it streams: what was sent adds up to the stripped text that a response without stream has."""
 
-    def __init__(self) -> None:
+    def __init__(self, offsets: Offsets) -> None:
+        self.offsets = offsets
         self.begun = False
         self.held = ""
         """Blanks that are sent only if something follows them."""
         self.sampled: list[tuple[int, float]] = []
         """Tokens whose text was not sent yet."""
-        self.offset = 0
 
     def add(self, event: TokenEvent) -> str:
         """Takes a token; returns what can be sent now."""
@@ -63,7 +63,8 @@ async def _chunks(ticket: Ticket, reply: Reply) -> AsyncIterator[dict[str, Any]]
     threads = reply.job.lattices[0].params.threads
     by_token = reply.request.lace.exposes("exchanges")
     live = n if n > 1 or (threads == 1 and not by_token) else 0  # the chosen one of several is known at the end only
-    texts = {(p, thread): ChoiceText() for p in range(len(reply.job.lattices)) for thread in range(threads)}
+    places = [(p, thread) for p in range(len(reply.job.lattices)) for thread in range(threads)]
+    texts = {place: ChoiceText(Offsets(reply.tokenizer)) for place in places}
     if isinstance(reply, ChatReply):
         for index in range(n * len(reply.job.lattices)):
             yield reply.chunk(index, None)
@@ -98,5 +99,4 @@ async def _chunks(ticket: Ticket, reply: Reply) -> AsyncIterator[dict[str, Any]]
                 yield reply.thread_chunk(p, event.thread, event.label, text)
             continue
         if text or event.finish_reason:
-            yield reply.chunk(p * n + event.thread, text, event.finish_reason, choice.take(), choice.offset)
-            choice.offset += len(text)
+            yield reply.chunk(p * n + event.thread, text, event.finish_reason, choice.take(), choice.offsets)

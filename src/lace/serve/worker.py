@@ -89,8 +89,8 @@ class Worker:
         self.load, self.max_concurrent, self.cache_tokens = load, max_concurrent, cache_tokens
         self.capacity = max_concurrent + max_waiting
         self.state: State = "loading"
-        self.failure: Exception | None = None
-        """Why the engine could not be loaded, or its thread died."""
+        self.failure: BaseException | None = None
+        """Why the engine could not be loaded, or has died before its first step."""
         self.engine: Engine | None = None
         self.fingerprint = ""
         """Of the weights, once they are loaded."""
@@ -98,15 +98,20 @@ class Worker:
         self.metrics = Metrics(lambda: self.occupancy)
         self.tickets: set[Ticket] = set()
         self._scheduler: Scheduler | None = None
+        self._new_thread()
+
+    def _new_thread(self) -> None:
         self._orders: SimpleQueue[tuple[Literal["add", "cancel", "stop"], Ticket | None]] = SimpleQueue()
         self._owners: dict[int, tuple[Ticket, int]] = {}
         """Ticket and prompt of each handle; the engine thread's."""
+        self._proven = False
+        """Whether it has done a step."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- in the event loop --------------------------------------------------------------------------------------
 
     def start(self, on_end: Callable[[], None]) -> None:
-        """Begins to load. `on_end` is called in the event loop if the engine thread ends by itself."""
+        """Begins to load. `on_end` is called in the event loop when the engine has ended for good."""
         self._loop, self._on_end = asyncio.get_running_loop(), on_end
         self._thread.start()
 
@@ -116,41 +121,57 @@ class Worker:
         if self.state != "loading":
             await asyncio.to_thread(self._thread.join)
 
-    def _ended(self) -> None:
-        self._fail(set(self.tickets), "the server has stopped")
-        self._on_end()
+    def give_up(self) -> None:
+        """Tells whoever still waits that the server does not."""
+        for ticket in self.tickets:
+            ticket.queue.put_nowait(ApiError(503, "the server is stopping", code="server_stopping"))
 
-    def ready_engine(self) -> Engine:
-        """The engine, if it can take one more request.
+    def _ended(self, failure: BaseException | None) -> None:
+        """The engine thread is no more. One that has died at its work is replaced; the engine is loaded anew."""
+        if failure is None or not self._proven:
+            self._fail(set(self.tickets), "the server has stopped")
+            self.failure = failure
+            self._on_end()
+            return
+        log.error("the engine has died; it is loaded again", exc_info=failure)
+        self.metrics.failures.inc()
+        self._fail(set(self.tickets), "the engine failed; try again")
+        for ticket in self.tickets:
+            ticket.handles.clear()  # the next scheduler gives the same numbers to others
+        self.engine, self._scheduler, self.occupancy = None, None, Occupancy(0, 0, 0, 0)
+        self.state = "loading"
+        self._new_thread()
+        self._thread.start()
+
+    def ready_engine(self, lattices: int) -> Engine:
+        """The engine, if it can take one more request with so many lattices.
 
         Raises:
-            ApiError: 503, while it is loading or after it has ended; 429, if the line is full.
+            ApiError: 503, while it is loading or after it has ended; 429, if the line is full; 400, if it would be even
+                without others.
         """
         if self.engine is None or self.state != "ready":
             raise ApiError(503, f"the model is {self.state}", code=f"model_{self.state}", retry_after=2)
-        self._check_line(1)
-        return self.engine
-
-    def _check_line(self, lattices: int) -> None:
-        if sum(len(ticket.lattices) for ticket in self.tickets) + lattices > self.capacity:
+        if lattices > self.capacity:
+            raise ApiError(400, f"{lattices} prompts are more than the {self.capacity} that may stand in line")
+        # Who has its answer, but is slow to take it, stands in nobody's way.
+        if sum(ticket.left for ticket in self.tickets) + lattices > self.capacity:
             raise ApiError(429, "too many requests are waiting; try again later", code="queue_full", retry_after=1)
+        return self.engine
 
     def submit(self, ticket: Ticket) -> None:
         """Puts a request in line; `close` its ticket in any case.
 
         Raises:
-            ApiError: 400, if the lattices could not run even alone; 429, if the line is too long now.
+            ApiError: 400, if the lattices could not run even alone; else as `ready_engine`, since time has passed.
         """
+        self.ready_engine(len(ticket.lattices))
         assert self._scheduler is not None
-        lattices = ticket.lattices
-        if len(lattices) > self.capacity:
-            raise ApiError(400, f"{len(lattices)} prompts are more than the {self.capacity} that may stand in line")
         try:
-            for lattice in lattices:
+            for lattice in ticket.lattices:
                 self._scheduler.check(lattice)
         except ValueError as error:
             raise ApiError(400, str(error), code="cache_exceeded") from None
-        self._check_line(len(lattices))
         self.tickets.add(ticket)
         self._orders.put(("add", ticket))
 
@@ -188,12 +209,15 @@ class Worker:
             self.state = "ready"
             while self._take_orders():
                 self._step()
-        except Exception as error:
-            self.failure = error
-        finally:
-            self.state = "stopped"
-            if not self._loop.is_closed():  # it is, where the server was stopped while the engine was loading
-                self._loop.call_soon_threadsafe(self._ended)
+        except BaseException as error:
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, failure: BaseException | None) -> None:
+        self.state = "stopped"
+        if not self._loop.is_closed():  # it is, where the server was stopped while the engine was loading
+            self._loop.call_soon_threadsafe(self._ended, failure)
 
     def _take_orders(self) -> bool:
         """Does what was asked for since the last step; waits for orders if there is nothing else to do."""
@@ -244,6 +268,7 @@ class Worker:
                 self.metrics.prompt_tokens.inc(event.prompt_tokens)
             elif event.logprob is not None:
                 self.metrics.tokens.inc()
+        self._proven = True
         self.metrics.steps.inc()
         self.metrics.step_time.observe(time.perf_counter() - started)
         self._loop.call_soon_threadsafe(self._deliver, deliveries)
