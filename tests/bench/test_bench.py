@@ -104,6 +104,10 @@ def test_quick_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         (["--lengths", "1"], "--lengths takes numbers from 2 on"),
         (["steps", "--lengths", "5000"], "prompt 0 is too long"),
         (["--model", "/nowhere"], "no model '/nowhere'"),
+        (["--model", ""], "the name of the model is empty"),
+        (["--shape", ""], "unknown shape ''"),
+        (["--device", "abacus"], "--device takes cpu, cuda, or a GPU by its number like cuda:0, not 'abacus'"),
+        (["--device", "cuda:99"], "--device cuda:99: torch finds "),
     ],
 )
 def test_errors_in_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from command import Run
+from lace.cli.models import shipped_puzzle
+from lace.tasks.chain_sum import BLOCK, MIN_BLOCKS
+from lace.tasks.chain_sum import Puzzle as Sum
 from lace.tasks.countdown import parse
 from tiny import tiny_model
 
@@ -58,12 +62,16 @@ ERRORS = {
     ("solve", QUESTION, "--temperature", "-1"): "temperature must be",
     ("solve", QUESTION, "--strategy", "chorus"): "strategy must be one of",
     ("solve", QUESTION, "--model", "no/such-model"): "no model 'no/such-model'",
+    ("solve", QUESTION, "--model", ""): "name of the model is empty",
+    ("info", ""): "name of the model is empty",
     ("info", "no-such-model"): "no model 'no-such-model'",
     ("eval", "countdown", "--threads", "4,x"): "--threads",
     ("eval", "countdown", "--n", "0"): "--n must be at least 1",
+    ("eval", "countdown", "--n", "1", "--seed", "-1"): "the seed of a run must be between 0 and 9223344366820, not -1",
     ("graft", "puzzles", "/nonexistent/never-made"): "carries a lattice already",
     ("graft", "puzzles-isolated", "/nonexistent/never-made", "--layers", "1,x"): "--layers",
     ("graft", "puzzles-isolated", "/nonexistent/never-made", "--visibility", "psychic"): "visibility must be",
+    ("graft", "puzzles-isolated", "/nonexistent/never-made", "--seed", str(2**64)): "--seed must be between 0 and",
 }
 
 
@@ -75,6 +83,53 @@ def test_errors_are_one_line_and_a_failing_exit_code(lace: Callable[..., Run], a
     assert ERRORS[arguments] in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
     assert not Path("/nonexistent/never-made").exists()
+
+
+OUTPUTS = [
+    ("solve", QUESTION, "--trace"),
+    ("eval", "countdown", "--json"),
+    ("eval", "countdown", "--markdown"),
+    ("bench", "--json"),
+    ("bench", "--markdown"),
+    ("observe", "--json"),
+]
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=" ".join)
+def test_what_cannot_be_written_is_told_before_the_work(
+    lace: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work has begun")
+
+    for name in ("lace.cli.models.load_engine", "lace.bench.subjects.model_engine"):
+        monkeypatch.setattr(name, work)
+    (tmp_path / "file").write_text("kept")
+    wrong = {str(tmp_path): "Is a directory", "": "Is a directory"}
+    if arguments[0] != "solve":  # which makes no folders
+        wrong[str(tmp_path / "file" / "below")] = "File exists"
+    for out, reason in wrong.items():
+        run = lace(*arguments, out)
+        assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+        assert run.stderr.startswith("lace: error: cannot write ")
+        assert reason in run.stderr
+    with pytest.raises(AssertionError, match="the work has begun"):
+        lace(*arguments, str(tmp_path / "new"))
+    with pytest.raises(AssertionError, match="the work has begun"):
+        lace(*arguments, str(tmp_path / "file"))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "kept")]
+
+
+def test_questions_that_are_given_as_examples_are_known(lace: Callable[..., Run]) -> None:
+    """By the help, and by the refusal of another question."""
+    told = " ".join(lace("solve", "--help").stdout.split()), lace("solve", "What is love?").stderr
+    for text in told:
+        examples = [example for _, example in re.findall(r"""(["'])((?:Use|Compute) [^"']+)\1""", text)]
+        assert len(examples) == 2
+        for example in examples:
+            _, puzzle = shipped_puzzle(example)
+            # As long as those that the shipped models have learned.
+            assert not isinstance(puzzle, Sum) or len(puzzle.terms) >= MIN_BLOCKS * BLOCK
 
 
 def test_graft_and_info_on_a_local_model(lace: Callable[..., Run], tmp_path: Path) -> None:

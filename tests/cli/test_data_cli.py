@@ -120,6 +120,9 @@ def test_stats_count_and_measure(lace: Callable[..., Run], made: Path, tmp_path:
     assert quality["lattices"] >= sum(stats["parts"].values()) > 0
     assert 0.2 <= quality["edit_distance"] <= 1.0
     assert quality["causal"] == quality["references"] > 0
+    run = lace("data", "stats", str(made), "--json", str(tmp_path))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"lace: error: cannot write {str(tmp_path)!r}: Is a directory\n"
 
 
 def test_show_puts_the_threads_side_by_side(lace: Callable[..., Run], made: Path) -> None:

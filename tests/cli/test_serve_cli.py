@@ -39,15 +39,20 @@ def test_key_file(tmp_path: Path, lace: Callable[..., Run]) -> None:
     with pytest.raises(ValueError, match="printable ASCII"):
         read_api_keys(path)
     assert lace("serve", "--api-key-file", str(tmp_path / "none")).returncode == 2
+    path.write_bytes(b"\xff\xfe")
+    run = lace("serve", "--api-key-file", str(path))
+    assert (run.returncode, f"{path} is no text" in run.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--threads", "0"), ("--port", "70000"), ("--max-concurrent", "0"), ("--cache-tokens", "0")], ids=str
+    "wrong",
+    [("--threads", "0"), ("--port", "70000"), ("--max-concurrent", "0"), ("--cache-tokens", "0"), ("--host", "")],
+    ids=str,
 )
 def test_bad_settings_are_named(wrong: tuple[str, str], lace: Callable[..., Run]) -> None:
     run = lace("serve", *wrong)
     assert run.returncode == 2
-    assert wrong[0].removeprefix("--") in run.stderr
+    assert run.stderr.startswith(f"lace: error: {wrong[0].removeprefix('--')} ")
     assert run.stderr.count("\n") == 1
 
 

@@ -76,6 +76,8 @@ def test_what_is_no_trace(lace: Callable[..., Run], tmp_path: Path) -> None:
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "page.html is no trace" in run.stderr
     assert lace("view", str(tmp_path / "missing.trace")).returncode == 2
+    run = lace("view", str(tmp_path))
+    assert (run.returncode, run.stderr) == (2, f"lace: error: {tmp_path} is a folder, not a trace\n")
     run = lace("solve", PUZZLE, "--trace", str(tmp_path / "no" / "where.trace"))
     assert run.returncode == 2
     assert "there is no folder" in run.stderr

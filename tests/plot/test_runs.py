@@ -131,6 +131,9 @@ def test_errors(tmp_path: Path) -> None:
         read_runs([_log(tmp_path / "broken", [{"step": 1}], end="{\n")])
     with pytest.raises(ValueError, match="line 1: no JSON object with a step"):
         read_runs([_log(tmp_path / "strange", [{"loss": 1}])])
+    (good / "bytes").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="bytes is no log: 'utf-8' codec"):
+        read_runs([good / "bytes"])
     with pytest.raises(ValueError, match="logged nothing yet"):
         read_runs([_log(tmp_path / "empty", [])])
     with pytest.raises(ValueError, match="nothing to plot"):

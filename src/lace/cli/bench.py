@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from lace.cli.defaults import SHIPPED_LACE
 from lace.cli.evaluate import positive_numbers
+from lace.cli.outputs import check_writable
 
 KINDS = ("operators", "cache", "steps", "throughput")
 
@@ -59,6 +61,9 @@ def bench(
     if min(steps) < 2:
         raise ValueError("--lengths takes numbers from 2 on: the first token comes from the prompt's pass")
 
+    check_writable(json_file, markdown_file)
+    _check_device(device)
+
     from rich.console import Console
     from rich.progress import Progress
     from transformers.utils import logging
@@ -75,11 +80,11 @@ def bench(
 
     chosen = [kind for kind in KINDS if not kinds or kind in kinds]
     as_type = getattr(torch, dtype) if dtype else None
-    name, rounds = shape or model or SHIPPED_LACE, 1 if quick else rounds
+    name, rounds = next(each for each in (shape, model, SHIPPED_LACE) if each is not None), 1 if quick else rounds
     timed = {"steps", "throughput"} & set(chosen)
     # Of a shape the operators are counted on a narrow model, and the cache needs none at all.
     narrow = shape is not None and not timed
-    engine = shape_engine(shape, as_type, narrow=narrow) if shape else model_engine(name, as_type)
+    engine = model_engine(name, as_type) if shape is None else shape_engine(shape, as_type, narrow=narrow)
     report = about(name, engine, {"context": context, "rounds": rounds}, shlex.join(["lace", *sys.argv[1:]]))
     with Progress(disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         if "operators" in chosen:
@@ -102,6 +107,20 @@ def bench(
             report["throughput"] = throughput_rows(engine, counts, context, steps[0], rounds, lambda: bar.advance(runs))
     for path, text in ((json_file, json.dumps(report, indent=1)), (markdown_file, markdown(report))):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text + "\n", encoding="utf-8")
     print_tables(tables(report), width=160)
+
+
+def _check_device(device: str) -> None:
+    """Says before a model is loaded that it cannot go there.
+
+    Raises:
+        ValueError: one line.
+    """
+    import torch
+
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if found is None:
+        raise ValueError(f"--device takes cpu, cuda, or a GPU by its number like cuda:0, not {device!r}")
+    if device != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {device}: torch finds {torch.cuda.device_count()} GPUs here")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from lace.cli.outputs import check_writable
+
 if TYPE_CHECKING:
     from lace.data.pipeline.config import DataConfig
     from lace.data.pipeline.context import Embed
@@ -70,9 +72,9 @@ def stats(
     from lace.cli.data_view import print_stats
     from lace.data.pipeline.stats import as_json, run_stats
 
+    check_writable(json_file)
     found = run_stats(folder, _embed(encoder) if encoder else None)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
     print_stats(found, Console(width=None if sys.stdout.isatty() else 160))
 

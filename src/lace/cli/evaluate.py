@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lace.cli.defaults import MAX_TOKENS, SHIPPED_INDEPENDENT, SHIPPED_LACE, TEMPERATURE, TOP_P
+from lace.cli.outputs import check_writable
 
 if TYPE_CHECKING:
     from lace.engine.sampling import SamplingParams
@@ -69,6 +70,7 @@ def evaluate(
     from lace.tasks.task import get_task
 
     get_task(task)
+    check_writable(json_file, markdown_file)
     counts = positive_numbers(threads, "--threads")
     budgets = [MAX_TOKENS[task]] if max_tokens is None else positive_numbers(max_tokens, "--max-tokens")
     if n < 1:
@@ -78,9 +80,6 @@ def evaluate(
     baseline = check_entries(entries, against)
     cells = [Cell(e, count, budget) for budget in budgets for count in counts for e in entries]
     engines = {name: load_engine(name) for name in dict.fromkeys(e.model for e in entries)}
-    for path in (json_file, markdown_file):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
     partial = json_file.with_name(json_file.name + ".partial") if json_file else None
     with Progress(disable=not sys.stderr.isatty(), console=_stderr()) as bar:
         lines = {c: bar.add_task(f"{c.entry.label} N={c.threads} T={c.max_tokens}", total=n) for c in cells}

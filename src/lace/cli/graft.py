@@ -38,6 +38,8 @@ def graft(
 
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ValueError(f"{out} exists and is not an empty directory")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must be between 0 and 2**63 - 1, not {seed}")
     try:
         listed: str | tuple[int, ...] = layers if layers[:1].isalpha() else tuple(map(int, layers.split(",")))
     except ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lace.cli.defaults import SHIPPED_INDEPENDENT, SHIPPED_LACE
+from lace.cli.defaults import EXAMPLES, SHIPPED_INDEPENDENT, SHIPPED_LACE
 
 if TYPE_CHECKING:
     from lace.engine.engine import Engine
@@ -35,8 +35,11 @@ def shipped_puzzle(prompt: str) -> tuple[str, Puzzle]:
 
     try:
         task, puzzle = find_task(prompt)
-    except ValueError as error:
-        raise ValueError(f"the shipped model knows its tasks alone, and {error}") from None
+    except ValueError:  # its examples are of any size
+        examples = " or ".join(f'"{example}"' for example in EXAMPLES)
+        raise ValueError(
+            f"the shipped model knows its tasks alone, not {prompt.strip()[:80]!r}; ask for example {examples}"
+        ) from None
     get_task(task).check_range(puzzle)
     return task, puzzle
 

@@ -15,6 +15,7 @@ import typer
 
 from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TEMPERATURE, TOP_P
 from lace.cli.models import independent_model
+from lace.cli.outputs import check_writable
 
 if TYPE_CHECKING:
     from lace.engine.engine import Engine
@@ -68,12 +69,11 @@ def observe(
     tasks = list(dict.fromkeys(task or MAX_TOKENS))
     for name in tasks:
         get_task(name)
+    check_writable(json_file)
     engine, twin = load_engine(model), load_engine(independent_model(model))
     lattices = numbered_lattices(engine.model)
     if not lattices:
         raise ValueError(f"{model} has no lattice attention; its threads do not read each other")
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
     kept = json_file.with_name(json_file.name + ".partial") if json_file else None
     found: dict[str, Any] = {}
     with Progress(disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace.cli.defaults import MAX_TOKENS, SHIPPED_LACE, TEMPERATURE, TOP_P
+from lace.cli.defaults import EXAMPLES, MAX_TOKENS, SHIPPED_LACE, TEMPERATURE, TOP_P
+from lace.cli.outputs import check_writable
 
 if TYPE_CHECKING:
     from lace.engine.engine import Engine
@@ -24,7 +25,7 @@ PACE = 0.04
 
 def solve(
     prompt: Annotated[
-        str, typer.Argument(help='The question, e.g. "Use 9, 14 and 6 to make 30" or "Compute 112 + 35 - 68".')
+        str, typer.Argument(help="The question, e.g. " + " or ".join(f'"{example}"' for example in EXAMPLES) + ".")
     ],
     model: Annotated[str | None, typer.Option(help="Hub id or directory. Default: the shipped model.")] = None,
     threads: Annotated[int, typer.Option(help="Threads that work side by side.")] = 8,
@@ -56,12 +57,13 @@ def solve(
     """
     from lace.cli.models import independent_model, is_shipped, load_engine
 
-    name = model or SHIPPED_LACE
+    name = SHIPPED_LACE if model is None else model
     if strategy == "independent":
         name = independent_model(name)
     task, puzzle = _read_puzzle(prompt, required=is_shipped(name))
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"there is no folder {trace.parent} for the trace")
+    check_writable(trace)
     if layers is not None and (trace is None or strategy == "independent"):
         raise ValueError("--layers says what --trace FILE records of threads that read each other")
     recorded = _layer_numbers(layers)

@@ -120,8 +120,15 @@ def evaluate(
 
 
 def seed_of_draws(run_seed: int, number: int) -> int:
-    """The seed with which puzzle or question `number` of a run is answered."""
-    return run_seed * 1_000_003 + number
+    """The seed with which puzzle or question `number` of a run is answered.
+
+    Raises:
+        ValueError: one line, if the seed of the run leaves none that draws can have.
+    """
+    apart, most = 1_000_003, 2**63
+    if not 0 <= run_seed < most // apart:
+        raise ValueError(f"the seed of a run must be between 0 and {most // apart - 1}, not {run_seed}")
+    return run_seed * apart + number
 
 
 def _chunks(n: int, threads: int, max_rows: int) -> list[list[int]]:

@@ -163,6 +163,8 @@ def _find(source: str | Path, revision: str | None, files: Sequence[str] = HUB_F
     """The local directory of a shipped name, a directory, or a hub id (downloaded if it is not in the cache)."""
     if str(source) in shipped_models():  # first, so that a folder of that name does not shadow it; ./NAME is the folder
         return SHIPPED_DIRECTORY / str(source)
+    if not str(source):
+        raise ValueError("the name of the model is empty")
     if Path(source).is_dir():
         return Path(source)
     try:

@@ -89,7 +89,10 @@ def _log_file(path: Path) -> Path:
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no log: {error}") from None
     read = []
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):

@@ -46,6 +46,8 @@ class ServerSettings:
     """Serve a public address although nobody is asked for a key."""
 
     def __post_init__(self) -> None:
+        if not self.host:
+            raise ValueError("host must be an address or a name, not empty")
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"port must be between 0 (any free one) and 65535, not {self.port}")
         if not 1 <= self.threads <= MAX_THREADS:
@@ -77,7 +79,11 @@ def read_api_keys(path: Path) -> frozenset[str]:
         ValueError: if there is none, or one that cannot travel in a header.
         OSError: if the file cannot be read.
     """
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from None
+    lines = [line.strip() for line in text.splitlines()]
     keys = frozenset(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise ValueError(f"{path} holds no API key; write one a line")

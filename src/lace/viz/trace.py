@@ -138,6 +138,8 @@ class Trace:
             ValueError: if the file is no trace, or of another version.
             FileNotFoundError: if there is none.
         """
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder, not a trace")
         try:
             with safe_open(path, framework="pt") as file:
                 found = (file.metadata() or {}).get("lace_trace")
