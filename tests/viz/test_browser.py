@@ -494,6 +494,28 @@ def test_two_traces_of_different_layers(browser: Browser, tmp_path: Path) -> Non
     opened.close()
 
 
+def test_two_traces_of_different_heads(browser: Browser, tmp_path: Path) -> None:
+    """Every head can be picked; where there is none of that number, this is said, and no other number stands there."""
+    one, other = (synthetic_trace(threads=3, steps=30, layers=1, heads=heads) for heads in (2, 4))
+    opened = Opened(browser, tmp_path, [one, other])
+    page = opened.page
+    assert page.get_by_label("Head").locator("option").all_inner_texts() == ["mean", "0", "1", "2", "3"]
+    page.get_by_label("Head").select_option("4")
+    opened.settle()
+    first, second = page.locator(".matrix").nth(0), page.locator(".matrix").nth(1)
+    assert set(first.locator("td").all_inner_texts()) == {"\N{EN DASH}"}
+    cells = second.locator("tbody tr").first.locator("td").all_inner_texts()
+    mass_N = other.mass()[0, :30, 3][2:].mean(dim=0)
+    assert float(cells[1]) == pytest.approx(100 * float(mass_N[1]), abs=0.51)
+    opened.scroller().focus()
+    page.keyboard.press("End")
+    opened.settle()
+    assert opened.scroller().get_attribute("data-arcs") == "0"
+    assert "Layer 4, head 3 was not recorded here." in page.locator(".token").inner_text()
+    assert "NaN" not in page.locator("aside").inner_text()
+    opened.close()
+
+
 def test_verified_answers_stand_out(browser: Browser, tmp_path: Path) -> None:
     """Behind an answer's tokens lies what the verifier says of it, and a chosen thread is green if it is right."""
     trace = synthetic_trace(threads=3, steps=20, texts=[" answer:", " 3", "0", " ."])

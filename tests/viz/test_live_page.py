@@ -243,6 +243,7 @@ def test_hostile_text_is_text(browser: Browser, tiny: Running, puzzles: Running)
     page, _ = opened(browser, puzzles.url, viewport={"width": 360, "height": 740})
     run(page, HOSTILE, 2)  # which the shipped model does not know; the refusal quotes it
     page.get_by_role("alert").filter(has_text="<script>window.hit = 1</script>").wait_for()
+    assert page.locator(".head strong").all_inner_texts() == ["Thread"] * 2  # nobody has got a label
     assert page.evaluate("window.hit") is None
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.close()
@@ -314,6 +315,20 @@ def test_pages_and_models_that_do_not_come_are_asked_for_again(browser: Browser,
     page.unroute("**/viewer.html")
     page.get_by_text("Save as a file").wait_for()
     assert page.get_by_role("alert").inner_text() == ""
+    page.close()
+
+
+def test_puzzles_are_offered_once(browser: Browser, tiny: Running) -> None:
+    """However often the server had to be asked, by the page and by whoever did not want to wait."""
+    page, _ = watched_page(browser, lambda asked: True)
+    page.route("**/v1/models", lambda route: route.abort())
+    page.goto(f"{tiny.url}/")
+    page.get_by_role("alert").filter(has_text="the server cannot be reached").wait_for()
+    page.unroute("**/v1/models")
+    run(page, ASK, 2)
+    page.get_by_text("Save as a file").wait_for()
+    page.wait_for_timeout(6_000)  # the page would have asked again by itself
+    assert page.locator("optgroup").count() == 2
     page.close()
 
 

@@ -103,8 +103,17 @@ form.addEventListener("submit", async (event) => {
 new ResizeObserver(() => resize()).observe(document.body);
 void connect();
 
-/** Asks what is served, and for puzzles to pick from; for a key, if the server wants one. */
-async function connect(): Promise<void> {
+let connecting: Promise<void> | null = null;
+let later = 0;
+
+/** Asks what is served, and for puzzles to pick from; for a key, if the server wants one. Once at a time. */
+function connect(): Promise<void> {
+  clearTimeout(later);
+  connecting ??= ask().finally(() => (connecting = null));
+  return connecting;
+}
+
+async function ask(): Promise<void> {
   try {
     model = await servedModel();
     const drawn = await samplePuzzles(Math.floor(Math.random() * 2 ** 32));
@@ -118,7 +127,7 @@ async function connect(): Promise<void> {
     keyLabel.hidden = true;
   } catch (error) {
     complain(error);
-    if (error instanceof Dropped) setTimeout(connect, 1000 * LONGEST_WAIT);
+    if (error instanceof Dropped) later = setTimeout(connect, 1000 * LONGEST_WAIT);
   }
 }
 

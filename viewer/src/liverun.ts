@@ -20,6 +20,7 @@ export class LiveRun implements Run {
   trace: string | null = null;
   /** One place, for all layers together. */
   readonly layers: number[];
+  readonly heads = 0;
   private tokens: TokenTold[][] = [];
   private ends: TokenTold[] = [];
   private report: Report | null = null;
@@ -35,7 +36,7 @@ export class LiveRun implements Run {
     this.restart();
   }
 
-  /** Forgets what was told, since all of it will be told again, but not how far it was shown. */
+  /** Forgets what was told, since all of it will be told again. */
   restart(): void {
     this.threads = Array.from({ length: this.count }, (_, n) => ({
       label: 0,

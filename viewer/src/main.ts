@@ -21,6 +21,7 @@ const WINDOW_KEYS =
 function start(traces: Trace[]): void {
   const read = traces.find((trace) => trace.layers.length > 0);
   const steps = Math.max(...traces.map((trace) => trace.steps));
+  const heads = Math.max(...traces.map((trace) => trace.heads));
   const state: State = {
     layer: read ? read.layers[read.busiestLayer()] : -1,
     view: { head: 0, gated: false },
@@ -79,7 +80,7 @@ function start(traces: Trace[]): void {
         }),
         select(
           "Head",
-          [option(0, "mean"), ...Array.from({ length: read.heads }, (_, head) => option(head + 1, String(head)))],
+          [option(0, "mean"), ...Array.from({ length: heads }, (_, head) => option(head + 1, String(head)))],
           "0",
           (value) => {
             state.view = { ...state.view, head: Number(value) };

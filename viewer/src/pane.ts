@@ -115,7 +115,7 @@ export class Pane<Shown extends Run = Trace> {
   update(): boolean {
     const { trace } = this;
     const { note } = trace;
-    const names = `${note === null} ${trace.threads.map((thread) => thread.label)}`;
+    const names = `${note === null} ${trace.threads.map(nameOf)}`;
     if (note === this.note && names === this.names) return false;
     if (note !== this.note) this.about.replaceChildren(...(note === null ? this.outcome() : [note]));
     if (names !== this.names) this.name();
@@ -163,15 +163,15 @@ export class Pane<Shown extends Run = Trace> {
         title: outcome(thread, chosen),
         "aria-label": inOneLine(thread, chosen),
       },
-      el("strong", {}, `Thread ${thread.label}`),
+      el("strong", {}, nameOf(thread)),
       // The star stands here, since a column on a phone is as wide as the name alone.
       el("small", { "aria-hidden": "true" }, [chosen && "★", thread.tag ?? thread.finish_reason, sign].filter(Boolean).join(" ")),
     );
   }
 
-  /** The place in `trace.layers` of the layer that is shown, -1 if there is none. */
+  /** The place in `trace.layers` of the layer that is shown, -1 if it, or the head that is shown, is not there. */
   get layer(): number {
-    return this.trace.layers.indexOf(this.state.layer);
+    return this.state.view.head > this.trace.heads ? -1 : this.trace.layers.indexOf(this.state.layer);
   }
 
   get focus(): Focus | null {
@@ -452,6 +452,9 @@ function answerOf({ texts, answer }: Thread): [number, number] | null {
   return at < 0 ? null : tokensOver(texts, at, at + answer!.length);
 }
 
+/** A thread that has not begun has no label yet. */
+const nameOf = ({ label, texts }: Thread): string => (texts.length ? `Thread ${label}` : "Thread");
+
 /** How a thread ended, in words. */
 function outcome(thread: Thread, chosen: boolean): string {
   return [chosen && "chosen", thread.tag && `[[${thread.tag}]]`, verdict(thread.correct)].filter(Boolean).join(", ");
@@ -459,7 +462,7 @@ function outcome(thread: Thread, chosen: boolean): string {
 
 /** The same behind the thread's name. */
 export function inOneLine(thread: Thread, chosen: boolean): string {
-  return [`Thread ${thread.label}`, outcome(thread, chosen)].filter(Boolean).join(", ");
+  return [nameOf(thread), outcome(thread, chosen)].filter(Boolean).join(", ");
 }
 
 export function verdict(correct: boolean | null): string {

@@ -2,7 +2,7 @@
 
 import { el, foreign, option } from "./dom";
 import { shown, type Pane } from "./pane";
-import { inTime, markInWords, percent, windowOf, withEnd, type Span, type State } from "./state";
+import { headOf, inTime, markInWords, percent, windowOf, withEnd, type Span, type State } from "./state";
 import type { Run } from "./trace";
 
 /** Threads that the matrix has room for with cells of three digits. */
@@ -58,7 +58,8 @@ export class TokenPanel {
 
   private noArcs(pane: Pane<Run>): string {
     if (pane.trace.layers.length === 0) return "These threads do not read each other.";
-    if (pane.layer < 0) return `Layer ${this.state.layer} was not recorded here.`;
+    const { layer, view } = this.state;
+    if (pane.layer < 0) return `Layer ${layer}${view.head ? `, ${headOf(view)}` : ""} was not recorded here.`;
     const rest = this.rest(pane);
     return rest ? `It reads no token with 1 % or more, all together with ${percent(rest)}.` : "It reads nobody.";
   }
@@ -209,11 +210,10 @@ export class MatrixPanel {
     this.preset.value = span ? CHOSEN : String(window);
     this.ends.hidden = span === null;
     [this.from.value, this.to.value] = [String(from), String(to)];
-    const heads = view.head > 0 ? `head ${view.head - 1}` : "mean of all heads";
     const what = view.gated ? "Attention × gate" : "Attention";
-    this.caption.textContent = `${what}, %, steps ${from} to ${to}, layer ${layer}, ${heads}; rows read columns.`;
+    this.caption.textContent = `${what}, %, steps ${from} to ${to}, layer ${layer}, ${headOf(view)}; rows read columns.`;
     for (const { pane, cells } of this.parts) {
-      // A layer that only the other recording has shows as dashes.
+      // A layer or head that only the other recording has shows as dashes.
       const shares = pane.layer < 0 ? null : pane.trace.matrix(pane.layer, view, from, to);
       const tenths = cells.length > DENSE ? 0.00995 : 0.0995;
       cells.forEach((row, n) =>

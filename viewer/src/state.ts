@@ -18,6 +18,9 @@ export interface Focus {
   step: number;
 }
 
+/** Which heads that is, in words. */
+export const headOf = ({ head }: View): string => (head > 0 ? `head ${head - 1}` : "mean of all heads");
+
 /** Steps, the first and the last included. */
 export interface Span {
   from: number;

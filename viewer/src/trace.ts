@@ -38,6 +38,8 @@ export interface Run {
   readonly seconds: number;
   /** Numbers of the layers whose readings are known. */
   readonly layers: number[];
+  /** How many heads are told apart. */
+  readonly heads: number;
   /** What stands in place of the outcome as long as there is none. */
   readonly note: string | null;
   /** How far the gate stood open that a token's reading had to pass; by layer (a place in `layers`) and view. */
