@@ -55,7 +55,7 @@ ERRORS = {
     ("solve", "What is love?"): "knows its tasks alone",
     ("solve", "Use 3 and 4 to make 7"): "takes 3 numbers",
     ("solve", "Use 3, 4 and 900 to make 7"): "numbers from 1 to",
-    ("solve", "Compute 112 + 35 - 68 + 20 - 11 + 12"): "a multiple of 4 terms",
+    ("solve", "Compute 112 + 35 - 68 + 20 - 11 + 12"): "16, 20 or 24 terms",
     ("solve", "Compute 780 + 90 - 68 + 20 - 11"): "stays from 1 to 799",
     ("solve", QUESTION, "--threads", "0"): "threads must be at least 1",
     ("solve", QUESTION, "--max-tokens", "0"): "max_tokens must be at least 1",

@@ -125,10 +125,6 @@ def check_range(puzzle: Puzzle) -> None:
     Raises:
         ValueError: for another count of terms, or values out of range.
     """
-    if len(puzzle.terms) not in range(BLOCK, BLOCK * MAX_BLOCKS + 1, BLOCK):
-        raise ValueError(
-            f"a chained sum has a multiple of {BLOCK} terms behind the first here, up to {BLOCK * MAX_BLOCKS}"
-        )
     if not all(MIN_TERM <= abs(term) <= MAX_TERM for term in puzzle.terms):
         raise ValueError(f"a chained sum has terms from {MIN_TERM} to {MAX_TERM} here")
     value = puzzle.start
@@ -138,6 +134,10 @@ def check_range(puzzle: Puzzle) -> None:
                 f"a chained sum stays from 1 to {MAX_VALUE} here, in whichever order {BLOCK} terms are added"
             )
         value += sum(block)
+    counts = [BLOCK * blocks for blocks in range(MIN_BLOCKS, MAX_BLOCKS + 1)]
+    if len(puzzle.terms) not in counts:
+        some = f"{', '.join(map(str, counts[:-1]))} or {counts[-1]}"
+        raise ValueError(f"a chained sum has {some} terms behind the first here, not {len(puzzle.terms)}")
 
 
 def generate(rng: Random, split: Split) -> Puzzle:
