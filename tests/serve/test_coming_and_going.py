@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -138,13 +140,19 @@ def test_a_server_may_be_stopped_while_it_loads(tiny: Engine) -> None:
     server.wait_until(lambda: server.worker.state == "stopped")
 
 
-def test_a_step_that_fails_ends_its_requests_and_no_others(server: Running, tiny: Engine) -> None:
-    client = server.client()
-    stream = client.chat.completions.create(**LONG, n=4, stream=True)
+@contextmanager
+def two_that_run(server: Running) -> Iterator[tuple[Iterator[Any], Future[httpx2.Response]]]:
+    """A stream that has begun, and beside it an answer in one piece."""
+    stream = server.client().chat.completions.create(**LONG, n=4, stream=True)
     with ThreadPoolExecutor() as pool:
         whole = pool.submit(server.post, LONG)
         server.wait_until(lambda: server.worker.occupancy.running == 2)
         next(stream)
+        yield stream, whole
+
+
+def test_a_step_that_fails_ends_its_requests_and_no_others(server: Running, tiny: Engine) -> None:
+    with two_that_run(server) as (stream, whole):
 
         def fail(module: torch.nn.Module, args: object) -> None:
             hook.remove()
@@ -157,7 +165,7 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(server: Running, tiny
         assert whole.result().status_code == 500
         assert whole.result().json()["error"]["message"] == "the engine failed; try again"
     server.wait_until_idle()
-    assert client.chat.completions.create(**SHORT).choices
+    assert server.client().chat.completions.create(**SHORT).choices
     assert "lace_engine_failures_total 1.0" in httpx2.get(f"{server.url}/metrics").text
 
 
@@ -188,18 +196,13 @@ def test_a_server_that_cannot_wait_longer_says_so(tiny: Engine, monkeypatch: pyt
 
 def test_an_engine_that_dies_is_replaced(server: Running) -> None:
     """Whoever was in it is told; nothing of them is left when the next one works."""
-    client = server.client()
-    stream = client.chat.completions.create(**LONG, n=4, stream=True)
-    with ThreadPoolExecutor() as pool:
-        whole = pool.submit(server.post, LONG)
-        server.wait_until(lambda: server.worker.occupancy.running == 2)
-        next(stream)
+    with two_that_run(server) as (stream, whole):
         server.worker._orders.put(("add", "no ticket"))  # type: ignore[arg-type]
         assert whole.result().status_code == 500
         with pytest.raises(openai.APIError, match="the engine failed; try again"):
             list(stream)
     server.wait_until(lambda: server.worker.state == "ready")
-    assert client.chat.completions.create(**SHORT).choices
+    assert server.client().chat.completions.create(**SHORT).choices
     server.wait_until_idle()
     assert "lace_engine_failures_total 1.0" in httpx2.get(f"{server.url}/metrics").text
 
