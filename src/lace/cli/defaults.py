@@ -3,8 +3,8 @@
 SHIPPED_LACE = "puzzles"
 SHIPPED_INDEPENDENT = "puzzles-isolated"
 EXAMPLES = (
-    "Use 9, 14 and 6 to make 30",
-    "Compute 357 + 16 + 59 + 30 - 32 - 34 + 46 + 89 + 50 + 59 - 88 - 24 + 74 - 67 + 85 + 98 - 55",
+    '"Use 9, 14 and 6 to make 30" or '
+    '"Compute 357 + 16 + 59 + 30 - 32 - 34 + 46 + 89 + 50 + 59 - 88 - 24 + 74 - 67 + 85 + 98 - 55"'
 )
 """A question of each task, as small as those that the shipped models know."""
 MAX_TOKENS = {"countdown": 110, "chain-sum": 180}

@@ -36,9 +36,8 @@ def shipped_puzzle(prompt: str) -> tuple[str, Puzzle]:
     try:
         task, puzzle = find_task(prompt)
     except ValueError:  # its examples are of any size
-        examples = " or ".join(f'"{example}"' for example in EXAMPLES)
         raise ValueError(
-            f"the shipped model knows its tasks alone, not {prompt.strip()[:80]!r}; ask for example {examples}"
+            f"the shipped model knows its tasks alone, not {prompt.strip()[:80]!r}; ask for example {EXAMPLES}"
         ) from None
     get_task(task).check_range(puzzle)
     return task, puzzle

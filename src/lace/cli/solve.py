@@ -24,9 +24,7 @@ PACE = 0.04
 
 
 def solve(
-    prompt: Annotated[
-        str, typer.Argument(help="The question, e.g. " + " or ".join(f'"{example}"' for example in EXAMPLES) + ".")
-    ],
+    prompt: Annotated[str, typer.Argument(help=f"The question, e.g. {EXAMPLES}.")],
     model: Annotated[str | None, typer.Option(help="Hub id or directory. Default: the shipped model.")] = None,
     threads: Annotated[int, typer.Option(help="Threads that work side by side.")] = 8,
     strategy: Annotated[str, typer.Option(help="lace: threads read each other. independent: they do not.")] = "lace",

@@ -129,6 +129,7 @@ def _kept(probs_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) 
     answer is the same.
     """
     vocabulary = probs_RV.shape[1]
+    free_R = (top_k_R == 0) & (top_p_R == 1)
     for count in LIKELIEST:
         if vocabulary <= 2 * count:
             break
@@ -138,7 +139,6 @@ def _kept(probs_RV: torch.Tensor, top_k_R: torch.Tensor, top_p_R: torch.Tensor) 
         last_R1 = kept_RF.sum(dim=-1, keepdim=True) - 1
         # Tokens that were not looked at may be as likely as the least likely one that was, but no likelier.
         inside_R = (sorted_RF.gather(1, last_R1) > sorted_RF[:, -1:])[:, 0]
-        free_R = (top_k_R == 0) & (top_p_R == 1)
         if bool((inside_R | free_R).all()):
             return torch.zeros_like(probs_RV, dtype=torch.bool).scatter(1, order_RF, kept_RF) | free_R[:, None]
     tokens_RV = torch.arange(vocabulary, device=probs_RV.device).expand_as(probs_RV)

@@ -120,7 +120,7 @@ class ThreadLayout:
             self.config.horizon,
         )
 
-    @property
+    @cached_property
     def seen_LQE(self) -> torch.Tensor:
         """Which of the E = 1 + S * N entries (null, then time-major) the Q = N * T queries (thread-major) see."""
         return nn.functional.pad(self.seen_LNTSN.flatten(3).flatten(1, 2), (1, 0), value=True)
