@@ -1,4 +1,4 @@
-"""A symbolic teacher for chained sums: threads that slip as the model does, and correct themselves and one another.
+"""A symbolic teacher for chained sums: threads that add as the model does, and correct themselves and one another.
 
 All threads take the same blocks of terms in the same steps, each on a route of its own, so that the slip of one is
 rarely that of another: the thread of the smallest label takes the first route, the next the second. Threads that do
@@ -6,13 +6,18 @@ not read each other know their own label alone, and take the route that belongs 
 its value a second time, which is what makes it readable for the others (the lattice reads what a layer's attention has
 fetched), looks at them (`see`), and writes the right value and a verdict: `fix` if its own was wrong, `keep` if another
 thread was seen to have a wrong one, else `ok`. The value stands first: with the verdict first, threads learned to write
-`keep` whatever they saw, and then had to keep their own (docs/log.md). The right value is always what is learned: a
-model weighs what it computes itself against what the others have written. What is not learned is the slip.
+`keep` whatever they saw, and then had to keep their own (docs/log.md). Threads that do not read each other go on with
+their own value.
+
+What a thread writes behind `x + y =` is what the model itself would have written, slips included, and its own
+probabilities are what is learned there: whoever learns from these lattices learns to compare, and adds neither better
+nor worse than before. What stands behind `see` is the right value: a model weighs what it has computed against what the
+others have written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from lace.data.record import LatticeRecord, Reference, ThreadRecord, opening_words
@@ -21,13 +26,14 @@ from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, ROUTES, Puzzle, 
 WRONG_VOTES = 0.3
 """Share of the values in drills of verdicts that are wrong."""
 
-Adder = Callable[[Random, int, int], int]
-"""What a thread writes behind `x + y =` (y may be negative), right or wrong."""
+Adder = Callable[[Random, int, int], tuple[int, dict[str, float]]]
+"""What a thread writes behind `x + y =` (y may be negative), right or wrong, and the probability of each token that it
+could have written, which is what is then learned; none: what is written is learned."""
 
 
-def exact(rng: Random, x: int, y: int) -> int:
+def exact(rng: Random, x: int, y: int) -> tuple[int, dict[str, float]]:
     """The adder that makes no mistakes."""
-    return x + y
+    return x + y, {}
 
 
 def write_chain_sum(
@@ -43,51 +49,64 @@ def write_chain_sum(
         labels: one distinct label per thread.
         rng: decides every free choice.
         coordinated: whether the threads read each other; else each goes on with its own value, and none is best.
-        adder: makes the mistakes.
-        stray: how often a thread leaves a block with a wrong value in spite of all, and calculates on with it. Threads
-            that read the others can be brought back at the next verdict; those that do not, cannot.
+        adder: the model's results, right and wrong.
+        stray: how often a thread that reads the others leaves a block with a wrong value in spite of all, and
+            calculates on with it until the next verdict.
 
     Returns:
-        The record, and for each thread the steps of its slips.
+        The record, and for each thread the steps of its strays, which are not learned.
     """
     threads, routes = _begin(labels, coordinated)
     hands = [puzzle.start] * len(labels)
-    slips: list[set[int]] = [set() for _ in labels]
+    strays: list[set[int]] = [set() for _ in labels]
     right = puzzle.start
     for number, block in enumerate(puzzle.blocks):
         right += sum(block)
         later_blocks = puzzle.blocks[number + 1 :]
-        for n, words in enumerate(thread.tokens for thread in threads):
+        for n, thread in enumerate(threads):
+            words = thread.tokens
             order = [block[at] for at in routes[n] if at < len(block)]
             for place, term in enumerate(order):
-                x, value = hands[n], adder(rng, hands[n], term)
-                if not in_range(value, order[place + 1 :]):
+                x = hands[n]
+                value, probabilities = adder(rng, x, term)
+                ahead = [order[place + 1 :], *([] if coordinated else later_blocks)]  # until another value is taken
+                if value != x + term and not _stays_in_range(value, ahead):
                     value = x + term  # that slip would lead out of the numbers that there are words for
-                words += [str(x), "-" if term < 0 else "+", str(abs(term)), "=", str(value), ","]
-                if value != x + term:
-                    slips[n].add(len(words) - 2)
+                if probabilities:
+                    thread.choices[len(words) + 4] = probabilities
+                words += [*_equation(x, term), str(value), ","]
                 hands[n] = value
             words[-1] = str(hands[n])  # said twice, or the others could not read it
         written, leaving = len(threads[0].tokens) - 2, list(hands)
-        agreed = all(hand == right for hand in hands) or not coordinated
+        agreed = all(hand == right for hand in hands)
         for n, thread in enumerate(threads):
             words = thread.tokens
-            words += ["see"] * coordinated
+            if not coordinated:
+                words += [str(hands[n]), "ok", ","]
+                continue
             stated, verdict = right, _verdict(hands[n], right, agreed)
             if later_blocks and rng.random() < stray:
                 stated = _astray(rng, hands[n], right, later_blocks[0])
             if stated != right:
                 verdict = "keep" if stated == hands[n] else "fix"
-                slips[n] |= {len(words), len(words) + 1}
-            words += [str(stated), verdict, ","]
+                strays[n] |= {len(words) + 1, len(words) + 2}
+            words += ["see", str(stated), verdict, ","]
             leaving[n] = stated
-            if coordinated:
-                thread.references += _on_others(n, len(labels), written, (3, 4))
+            thread.references += _on_others(n, len(labels), written, (3, 4))
         hands = leaving
-    for thread in threads:
+    for thread, hand in zip(threads, hands, strict=True):
         best = coordinated and thread.label == min(labels)
-        thread.tokens += ["answer:", str(puzzle.answer), "[[best]]" if best else "[[success]]", "<eos>"]
-    return LatticeRecord(puzzle.prompt, threads), slips
+        thread.tokens += ["answer:", str(hand), "[[best]]" if best else "[[success]]", "<eos>"]
+    return LatticeRecord(puzzle.prompt, threads), strays
+
+
+def _stays_in_range(value: int, blocks: Sequence[Sequence[int]]) -> bool:
+    """Whether there are words for all values from `value` on, through all these blocks of terms."""
+    for block in blocks:
+        if not in_range(value, block):
+            return False
+        value += sum(block)
+    return True
 
 
 def write_votes(
@@ -154,16 +173,24 @@ def _astray(rng: Random, own: int, right: int, block: tuple[int, ...]) -> int:
 def _miss(rng: Random, value: int) -> int:
     """Another value, near it."""
     while True:
-        other = value + rng.choice((-20, -10, -3, -2, -1, 1, 2, 3, 10, 20))
+        other = value + rng.choice((-20, -10, -4, -3, -2, -1, 1, 2, 3, 4, 10, 20))
         if 1 <= other <= MAX_VALUE:
             return other
 
 
-def sums(rng: Random, count: int = 12) -> list[str]:
-    """A row of true sums as words, of the kind that blocks are made of."""
+def _equation(x: int, term: int) -> list[str]:
+    return [str(x), "-" if term < 0 else "+", str(abs(term)), "="]
+
+
+def sums(rng: Random, adder: Adder = exact, count: int = 12) -> tuple[list[str], dict[int, dict[str, float]]]:
+    """A row of sums as words, of the kind that blocks are made of, and by word what the adder could have written."""
     words: list[str] = []
+    choices: dict[int, dict[str, float]] = {}
     for _ in range(count):
         x, term = rng.randint(1, MAX_VALUE), rng.randint(MIN_TERM, MAX_TERM) * rng.choice((-1, 1))
         if 1 <= x + term <= MAX_VALUE:
-            words += [str(x), "-" if term < 0 else "+", str(abs(term)), "=", str(x + term), ","]
-    return words
+            value, probabilities = adder(rng, x, term)
+            if probabilities:
+                choices[len(words) + 4] = probabilities
+            words += [*_equation(x, term), str(value), ","]
+    return words, choices

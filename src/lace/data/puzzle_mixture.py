@@ -60,10 +60,8 @@ class PuzzleMixture:
     four_numbers: float = 0.0
     """Share of Countdown searches with four numbers instead of three."""
     mistakes: str = ""
-    """File of the model's own mistakes (`lace.train.mistakes`), for chained sums of threads that are `coordinated`;
-    empty: none are made."""
-    mistake_rate: float = 1.0
-    """Factor on their frequency."""
+    """File of the model's own mistakes in sums (`lace.train.mistakes`). Sums are then written as the model writes them,
+    and its own probabilities are learned; empty: sums are right."""
     stray: float = 0.0
     """How often a thread leaves a block of a chained sum with a wrong value, if `coordinated`."""
     group: int = 8
@@ -92,7 +90,7 @@ class PuzzleLattices(Dataset[AssembledLattice]):
 
     def __init__(self, mixture: PuzzleMixture, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
         self.mixture, self.tokenizer, self.size = mixture, tokenizer, size
-        self.adder = Mistakes.load(mixture.mistakes, mixture.mistake_rate).draw if mixture.mistakes else exact
+        self.adder = Mistakes.load(mixture.mistakes).draw if mixture.mistakes else exact
 
     def __len__(self) -> int:
         return self.size
@@ -115,10 +113,11 @@ class PuzzleLattices(Dataset[AssembledLattice]):
     def _make(self, kind: str, rng: Random, labels: list[int], numbers: int) -> AssembledLattice:
         if kind == "equations":
             puzzle = generate(rng, self.mixture.split)
-            rows = [equations(rng, puzzle.target) for _ in labels]
+            rows = [(equations(rng, puzzle.target), dict[int, dict[str, float]]()) for _ in labels]
             return self._drill(puzzle.prompt, labels, rows, {"yes", "no"})
         if kind == "sums":
-            return self._drill(chain_sum.generate(rng, self.mixture.split).prompt, labels, [sums(rng) for _ in labels])
+            rows = [sums(rng, self.adder) for _ in labels]
+            return self._drill(chain_sum.generate(rng, self.mixture.split).prompt, labels, rows)
         if kind in ("chain_sums", "votes"):
             return self._chain_sum(kind, rng, labels)
         return self._countdown(kind, rng, labels, numbers)
@@ -145,7 +144,7 @@ class PuzzleLattices(Dataset[AssembledLattice]):
         return replace(lattice, blind=lucky)
 
     def _chain_sum(self, kind: str, rng: Random, labels: list[int]) -> AssembledLattice:
-        """A chained sum with mistakes, or its verdicts alone; what is wrong is not learned."""
+        """A chained sum, or its verdicts alone; values that are given or astray are not learned."""
         mix = self.mixture
         if kind == "votes":
             record, given = write_votes(labels, rng, coordinated=mix.coordinated)
@@ -156,7 +155,7 @@ class PuzzleLattices(Dataset[AssembledLattice]):
                 labels,
                 rng,
                 coordinated=mix.coordinated,
-                adder=self.adder if mix.coordinated else exact,
+                adder=self.adder,
                 stray=mix.stray if mix.coordinated else 0.0,
             )
         lattice = assemble(record, self.tokenizer, mix.visibility)
@@ -166,14 +165,19 @@ class PuzzleLattices(Dataset[AssembledLattice]):
         return lattice
 
     def _drill(
-        self, prompt: str, labels: list[int], rows: list[list[str]], verdicts: Collection[str] = ()
+        self,
+        prompt: str,
+        labels: list[int],
+        rows: list[tuple[list[str], dict[int, dict[str, float]]]],
+        verdicts: Collection[str] = (),
     ) -> AssembledLattice:
-        """Rows of equations, in which results and verdicts are learned."""
+        """Rows of equations, in which results and verdicts are learned; with each row what else might stand in it."""
         threads, learned = [], []
-        for label, row in zip(labels, rows, strict=True):
+        for label, (row, choices) in zip(labels, rows, strict=True):
             opening = opening_words(label)
             words = [*opening, *row]
-            threads.append(ThreadRecord(label, words, len(opening)))
+            drawn = {len(opening) + at: probabilities for at, probabilities in choices.items()}
+            threads.append(ThreadRecord(label, words, len(opening), choices=drawn))
             learned.append([n > 0 and (words[n - 1] == "=" or word in verdicts) for n, word in enumerate(words)])
         lattice = assemble(LatticeRecord(prompt, threads), self.tokenizer, self.mixture.visibility)
         return replace(lattice, learned=learned, blind=True)
