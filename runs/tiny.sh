@@ -45,18 +45,18 @@ stage() { # folder, command, config, overrides: one stage, unless it is finished
     $fast .venv/bin/lace train "$2" "configs/tiny/$3.toml" --run.out="$folder" "${@:4}"
 }
 train() { # variant, seed
-    local own later init=$OUT/base/model at=$OUT/$2/$1
+    local own later init=$OUT/adding/model at=$OUT/$2/$1
     own=$(settings "$1")
     later=$(tr ' ' '\n' <<<"$own" | grep -v '^--lattice\.' || true) # later stages find the lattice in the model
-    seeds() { echo "--run.seed=$2 --data.seed=$((10 * $2 + $1))"; } # another stream of puzzles in every stage
+    seeds() { echo "--run.seed=$2 --data.seed=$((10 * $2 + $1)) --data.mistakes=$OUT/mistakes.safetensors"; } # other puzzles in every stage
     if [ "$1" = with-cpt ]; then
         stage "$2/$1-cpt" cpt ideas $(seeds 0 "$2") --model.init="$init" --train.stop_after=400
         init=$at-cpt/model
     fi
     stage "$2/$1-ideas" sft ideas $(seeds 1 "$2") --model.init="$init" $own
-    stage "$2/$1-chains" sft chains $(seeds 2 "$2") --model.init="$at-ideas/model" $later --data.mistakes="$OUT/mistakes.safetensors"
-    stage "$2/$1-sft" sft sft $(seeds 3 "$2") --model.init="$at-chains/model" $later --data.mistakes="$OUT/mistakes.safetensors"
-    stage "$2/$1-routes" sft routes $(seeds 5 "$2") --model.init="$at-sft/model" $later --data.mistakes="$OUT/mistakes.safetensors"
+    stage "$2/$1-chains" sft chains $(seeds 2 "$2") --model.init="$at-ideas/model" $later
+    stage "$2/$1-sft" sft sft $(seeds 3 "$2") --model.init="$at-chains/model" $later
+    stage "$2/$1-routes" sft routes $(seeds 5 "$2") --model.init="$at-sft/model" $later
     case $1 in
     lace) stage "$2/lace-grpo" grpo grpo --run.seed="$2" --model.init="$at-routes/model" ;;
     isolated) stage "$2/isolated-grpo" grpo grpo --run.seed="$2" --model.init="$at-routes/model" --grpo.strategy=independent ;;
@@ -68,7 +68,8 @@ all_done() { while [ "$(jobs -rp | wc -l)" -ge 1 ]; do wait -n; done; }
 trap 'for job in $(jobs -p); do pkill -P "$job" || true; done' EXIT # nothing goes on when the script ends
 
 OMP_NUM_THREADS=2 stage base sft base --data.seed=0
-[ -f "$OUT/mistakes.safetensors" ] || $fast .venv/bin/python -m lace.train.mistakes "$OUT/base/model" "$OUT/mistakes.safetensors"
+OMP_NUM_THREADS=2 stage adding sft adding --model.init="$OUT/base/model"
+[ -f "$OUT/mistakes.safetensors" ] || $fast .venv/bin/python -m lace.train.mistakes "$OUT/adding/model" "$OUT/mistakes.safetensors"
 for seed in $SEEDS; do
     for variant in "${variants[@]}"; do
         two_at_a_time
