@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	@$(BIN)/lace solve "Use 9, 14 and 6 to make 30" --threads 8
-	@$(BIN)/lace solve "Compute 357 + 16 + 59 + 30 - 32 - 34 + 46 + 89 + 50 + 59 - 88 - 24 + 74 - 67 + 85 + 98 - 55" --threads 4
+	@$(BIN)/lace solve "Compute 723 - 33 + 20 - 83 - 60 - 10 - 86 + 65 + 17 - 48 - 55 + 64 + 56 - 66 + 62 + 84 + 67" --threads 4
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q

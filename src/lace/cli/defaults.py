@@ -4,7 +4,7 @@ SHIPPED_LACE = "puzzles"
 SHIPPED_INDEPENDENT = "puzzles-isolated"
 EXAMPLES = (
     '"Use 9, 14 and 6 to make 30" or '
-    '"Compute 357 + 16 + 59 + 30 - 32 - 34 + 46 + 89 + 50 + 59 - 88 - 24 + 74 - 67 + 85 + 98 - 55"'
+    '"Compute 723 - 33 + 20 - 83 - 60 - 10 - 86 + 65 + 17 - 48 - 55 + 64 + 56 - 66 + 62 + 84 + 67"'
 )
 """A question of each task, as small as those that the shipped models know."""
 MAX_TOKENS = {"countdown": 110, "chain-sum": 180}
