@@ -48,15 +48,15 @@ train() { # variant, seed
     local own later init=$OUT/adding/model at=$OUT/$2/$1
     own=$(settings "$1")
     later=$(tr ' ' '\n' <<<"$own" | grep -v '^--lattice\.' || true) # later stages find the lattice in the model
-    seeds() { echo "--run.seed=$2 --data.seed=$((10 * $2 + $1)) --data.mistakes=$OUT/mistakes.safetensors"; } # other puzzles in every stage
+    drawn() { echo "--run.seed=$2 --data.seed=$((10 * $2 + $1)) --data.mistakes=$OUT/mistakes.safetensors"; } # other puzzles in every stage
     if [ "$1" = with-cpt ]; then
-        stage "$2/$1-cpt" cpt ideas $(seeds 0 "$2") --model.init="$init" --train.stop_after=400
+        stage "$2/$1-cpt" cpt ideas $(drawn 0 "$2") --model.init="$init" --train.stop_after=400
         init=$at-cpt/model
     fi
-    stage "$2/$1-ideas" sft ideas $(seeds 1 "$2") --model.init="$init" $own
-    stage "$2/$1-chains" sft chains $(seeds 2 "$2") --model.init="$at-ideas/model" $later
-    stage "$2/$1-sft" sft sft $(seeds 3 "$2") --model.init="$at-chains/model" $later
-    stage "$2/$1-routes" sft routes $(seeds 5 "$2") --model.init="$at-sft/model" $later
+    stage "$2/$1-ideas" sft ideas $(drawn 1 "$2") --model.init="$init" $own
+    stage "$2/$1-chains" sft chains $(drawn 2 "$2") --model.init="$at-ideas/model" $later
+    stage "$2/$1-sft" sft sft $(drawn 3 "$2") --model.init="$at-chains/model" $later
+    stage "$2/$1-routes" sft routes $(drawn 5 "$2") --model.init="$at-sft/model" $later
     case $1 in
     lace) stage "$2/lace-grpo" grpo grpo --run.seed="$2" --model.init="$at-routes/model" ;;
     isolated) stage "$2/isolated-grpo" grpo grpo --run.seed="$2" --model.init="$at-routes/model" --grpo.strategy=independent ;;

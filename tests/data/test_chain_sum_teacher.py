@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lace.data.assemble import check_causality
-from lace.data.chain_sum_teacher import exact, sums, write_chain_sum, write_votes
+from lace.data.chain_sum_teacher import exact, write_chain_sum, write_sums, write_votes
 from lace.data.mistakes import SHAPE, Mistakes
 from lace.data.puzzle_mixture import PuzzleLattices, PuzzleMixture
 from lace.data.vocabulary import build_tokenizer
@@ -216,9 +216,9 @@ def test_votes_of_threads_that_do_not_read_say_the_same_value_again() -> None:
 
 
 def test_rows_of_sums_are_true() -> None:
-    row, choices = sums(Random(1))
-    assert not choices
-    equations = " ".join(row).rstrip(" ,").split(" , ")
+    thread = write_sums(9, Random(1))
+    assert not thread.choices
+    equations = " ".join(thread.tokens[thread.opening :]).rstrip(" ,").split(" , ")
     assert len(equations) > 6
     for equation in equations:
         x, sign, y, _, value = equation.split()

@@ -17,11 +17,11 @@ others have written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
 from lace.data.record import LatticeRecord, Reference, ThreadRecord, opening_words
-from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, ROUTES, Puzzle, in_range
+from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, ROUTES, Puzzle, in_range, stays_in_range
 
 WRONG_VOTES = 0.3
 """Share of the values in drills of verdicts that are wrong."""
@@ -64,20 +64,17 @@ def write_chain_sum(
         right += sum(block)
         later_blocks = puzzle.blocks[number + 1 :]
         for n, thread in enumerate(threads):
-            words = thread.tokens
             order = [block[at] for at in routes[n] if at < len(block)]
             for place, term in enumerate(order):
                 x = hands[n]
                 value, probabilities = adder(rng, x, term)
                 ahead = [order[place + 1 :], *([] if coordinated else later_blocks)]  # until another value is taken
-                if value != x + term and not _stays_in_range(value, ahead):
+                if value != x + term and not stays_in_range(value, ahead):
                     value = x + term  # that slip would lead out of the numbers that there are words for
-                if probabilities:
-                    thread.choices[len(words) + 4] = probabilities
-                words += [*_equation(x, term), str(value), ","]
+                _write_sum(thread, x, term, value, probabilities)
                 hands[n] = value
-            words[-1] = str(hands[n])  # said twice, or the others could not read it
-        written, leaving = len(threads[0].tokens) - 2, list(hands)
+            thread.tokens[-1] = str(hands[n])  # said twice, or the others could not read it
+        written = len(threads[0].tokens) - 2
         agreed = all(hand == right for hand in hands)
         for n, thread in enumerate(threads):
             words = thread.tokens
@@ -91,22 +88,12 @@ def write_chain_sum(
                 verdict = "keep" if stated == hands[n] else "fix"
                 strays[n] |= {len(words) + 1, len(words) + 2}
             words += ["see", str(stated), verdict, ","]
-            leaving[n] = stated
+            hands[n] = stated
             thread.references += _on_others(n, len(labels), written, (3, 4))
-        hands = leaving
     for thread, hand in zip(threads, hands, strict=True):
         best = coordinated and thread.label == min(labels)
         thread.tokens += ["answer:", str(hand), "[[best]]" if best else "[[success]]", "<eos>"]
     return LatticeRecord(puzzle.prompt, threads), strays
-
-
-def _stays_in_range(value: int, blocks: Sequence[Sequence[int]]) -> bool:
-    """Whether there are words for all values from `value` on, through all these blocks of terms."""
-    for block in blocks:
-        if not in_range(value, block):
-            return False
-        value += sum(block)
-    return True
 
 
 def write_votes(
@@ -178,19 +165,20 @@ def _miss(rng: Random, value: int) -> int:
             return other
 
 
-def _equation(x: int, term: int) -> list[str]:
-    return [str(x), "-" if term < 0 else "+", str(abs(term)), "="]
+def _write_sum(thread: ThreadRecord, x: int, term: int, value: int, probabilities: dict[str, float]) -> None:
+    """Appends a sum, with the value that is written behind it and the probabilities of what could be."""
+    thread.tokens += [str(x), "-" if term < 0 else "+", str(abs(term)), "="]
+    if probabilities:
+        thread.choices[len(thread.tokens)] = probabilities
+    thread.tokens += [str(value), ","]
 
 
-def sums(rng: Random, adder: Adder = exact, count: int = 12) -> tuple[list[str], dict[int, dict[str, float]]]:
-    """A row of sums as words, of the kind that blocks are made of, and by word what the adder could have written."""
-    words: list[str] = []
-    choices: dict[int, dict[str, float]] = {}
+def write_sums(label: int, rng: Random, adder: Adder = exact, count: int = 12) -> ThreadRecord:
+    """A thread that writes sums of the kind that blocks are made of, which do not go on from one another."""
+    opening = opening_words(label)
+    thread = ThreadRecord(label, opening, len(opening))
     for _ in range(count):
         x, term = rng.randint(1, MAX_VALUE), rng.randint(MIN_TERM, MAX_TERM) * rng.choice((-1, 1))
         if 1 <= x + term <= MAX_VALUE:
-            value, probabilities = adder(rng, x, term)
-            if probabilities:
-                choices[len(words) + 4] = probabilities
-            words += [*_equation(x, term), str(value), ","]
-    return words, choices
+            _write_sum(thread, x, term, *adder(rng, x, term))
+    return thread

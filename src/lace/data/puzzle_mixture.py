@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lace.data.assemble import AssembledLattice, assemble
-from lace.data.chain_sum_teacher import exact, sums, write_chain_sum, write_votes
+from lace.data.chain_sum_teacher import exact, write_chain_sum, write_sums, write_votes
 from lace.data.countdown_drills import IdeaDrill, equations
 from lace.data.countdown_teacher import CountdownTeacher
 from lace.data.mistakes import Mistakes
@@ -113,11 +113,12 @@ class PuzzleLattices(Dataset[AssembledLattice]):
     def _make(self, kind: str, rng: Random, labels: list[int], numbers: int) -> AssembledLattice:
         if kind == "equations":
             puzzle = generate(rng, self.mixture.split)
-            rows = [(equations(rng, puzzle.target), dict[int, dict[str, float]]()) for _ in labels]
-            return self._drill(puzzle.prompt, labels, rows, {"yes", "no"})
+            rows = [(label, opening_words(label), equations(rng, puzzle.target)) for label in labels]
+            threads = [ThreadRecord(label, [*opening, *row], len(opening)) for label, opening, row in rows]
+            return self._drill(puzzle.prompt, threads, {"yes", "no"})
         if kind == "sums":
-            rows = [sums(rng, self.adder) for _ in labels]
-            return self._drill(chain_sum.generate(rng, self.mixture.split).prompt, labels, rows)
+            threads = [write_sums(label, rng, self.adder) for label in labels]
+            return self._drill(chain_sum.generate(rng, self.mixture.split).prompt, threads)
         if kind in ("chain_sums", "votes"):
             return self._chain_sum(kind, rng, labels)
         return self._countdown(kind, rng, labels, numbers)
@@ -156,7 +157,7 @@ class PuzzleLattices(Dataset[AssembledLattice]):
                 rng,
                 coordinated=mix.coordinated,
                 adder=self.adder,
-                stray=mix.stray if mix.coordinated else 0.0,
+                stray=mix.stray,
             )
         lattice = assemble(record, self.tokenizer, mix.visibility)
         for learned, steps in zip(lattice.learned, given, strict=True):
@@ -164,20 +165,11 @@ class PuzzleLattices(Dataset[AssembledLattice]):
                 learned[step] = False
         return lattice
 
-    def _drill(
-        self,
-        prompt: str,
-        labels: list[int],
-        rows: list[tuple[list[str], dict[int, dict[str, float]]]],
-        verdicts: Collection[str] = (),
-    ) -> AssembledLattice:
-        """Rows of equations, in which results and verdicts are learned; with each row what else might stand in it."""
-        threads, learned = [], []
-        for label, (row, choices) in zip(labels, rows, strict=True):
-            opening = opening_words(label)
-            words = [*opening, *row]
-            drawn = {len(opening) + at: probabilities for at, probabilities in choices.items()}
-            threads.append(ThreadRecord(label, words, len(opening), choices=drawn))
-            learned.append([n > 0 and (words[n - 1] == "=" or word in verdicts) for n, word in enumerate(words)])
+    def _drill(self, prompt: str, threads: list[ThreadRecord], verdicts: Collection[str] = ()) -> AssembledLattice:
+        """Rows of equations, in which results and verdicts are learned."""
         lattice = assemble(LatticeRecord(prompt, threads), self.tokenizer, self.mixture.visibility)
+        learned = [
+            [n > 0 and (words[n - 1] == "=" or word in verdicts) for n, word in enumerate(words)]
+            for words in (thread.tokens for thread in threads)
+        ]
         return replace(lattice, learned=learned, blind=True)

@@ -51,6 +51,15 @@ def in_range(value: int, block: Sequence[int]) -> bool:
     return all(1 <= value + sum(taken) <= MAX_VALUE for taken in some)
 
 
+def stays_in_range(value: int, blocks: Sequence[Sequence[int]]) -> bool:
+    """The same for several blocks of terms, one after the other."""
+    for block in blocks:
+        if not in_range(value, block):
+            return False
+        value += sum(block)
+    return True
+
+
 @dataclass(frozen=True)
 class Puzzle:
     """A first number, and signed terms to add to it."""
@@ -127,13 +136,8 @@ def check_range(puzzle: Puzzle) -> None:
     """
     if not all(MIN_TERM <= abs(term) <= MAX_TERM for term in puzzle.terms):
         raise ValueError(f"a chained sum has terms from {MIN_TERM} to {MAX_TERM} here")
-    value = puzzle.start
-    for block in puzzle.blocks:
-        if not in_range(value, block):
-            raise ValueError(
-                f"a chained sum stays from 1 to {MAX_VALUE} here, in whichever order {BLOCK} terms are added"
-            )
-        value += sum(block)
+    if not stays_in_range(puzzle.start, puzzle.blocks):
+        raise ValueError(f"a chained sum stays from 1 to {MAX_VALUE} here, in whichever order {BLOCK} terms are added")
     counts = [BLOCK * blocks for blocks in range(MIN_BLOCKS, MAX_BLOCKS + 1)]
     if len(puzzle.terms) not in counts:
         some = f"{', '.join(map(str, counts[:-1]))} or {counts[-1]}"
