@@ -169,6 +169,45 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(server: Running, tiny
     assert "lace_engine_failures_total 1.0" in httpx2.get(f"{server.url}/metrics").text
 
 
+def test_steps_that_fail_one_after_the_other_are_bad_health(server: Running, tiny: Engine) -> None:
+    """Requests are still tried, and the first that succeeds ends it."""
+
+    def fail(module: torch.nn.Module, args: object) -> None:
+        raise RuntimeError("a device that is lost, let us say")
+
+    def health() -> tuple[int, str]:
+        response = httpx2.get(f"{server.url}/health")
+        return response.status_code, response.json()["status"]
+
+    hook = tiny.model.register_forward_pre_hook(fail)
+    try:
+        seen = []
+        for _ in range(3):
+            seen.append(health())
+            assert server.post(SHORT).status_code == 500
+    finally:
+        hook.remove()
+    assert seen == [(200, "ready")] * 3
+    assert health() == (503, "failing")
+    assert server.post(SHORT).status_code == 200
+    assert health() == (200, "ready")
+
+
+def test_one_connection_too_many(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
+    host, port = server.url.removeprefix("http://").split(":")
+    idle = [socket.create_connection((host, int(port))) for _ in range(3)]
+    response = server.post(SHORT)
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    assert response.headers["Connection"] == "close"
+    assert response.json()["error"]["message"] == "3 connections are open; try again later"
+    idle.pop().close()
+    server.wait_until(lambda: server.post(SHORT).status_code == 200)
+    for other in idle:
+        other.close()
+
+
 def test_a_server_that_ends_tells_who_waits(tiny: Engine) -> None:
     """What runs is finished, if it can be within the time of grace."""
     with ThreadPoolExecutor() as pool:

@@ -1,4 +1,5 @@
-"""Connections that wait for nobody for ever: not for the head of a request, nor for a client to take its answer.
+"""Connections that wait for nobody for ever, not for the head of a request, nor for a client to take its answer; and
+not too many of them.
 
 What uvicorn has no limits for. The body of a request is the gate's business.
 """
@@ -13,7 +14,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lace.serve.errors import ApiError
-from lace.serve.settings import HEAD_SECONDS, TAKE_SECONDS
+from lace.serve.settings import HEAD_SECONDS, MAX_CONNECTIONS, TAKE_SECONDS
 
 
 class Timer:
@@ -38,6 +39,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.is_one_too_many = len(self.connections) > MAX_CONNECTIONS
         self.head_timer = Timer(HEAD_SECONDS, self._head_is_missing)
         self.take_timer = Timer(TAKE_SECONDS, self.transport.abort)
         self.head_timer.start()
@@ -48,6 +50,12 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.is_one_too_many:  # told now, not before: bytes that nobody has read would cut the answer off
+            self._refuse(
+                ApiError(503, f"{MAX_CONNECTIONS} connections are open; try again later", code="busy", retry_after=1),
+                b"Service Unavailable",
+            )
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:  # no head, or not all of it
             self.head_timer.start()
@@ -57,15 +65,22 @@ class Connection(H11Protocol):
     def _head_is_missing(self) -> None:
         if self.transport.is_closing():
             return
-        if self.conn.trailing_data[0]:  # else nobody has asked for anything
-            answer = ApiError(408, f"the head of the request did not come within {HEAD_SECONDS:.0f} seconds").response()
-            headers = [*answer.raw_headers, (b"connection", b"close")]
-            for event in (
-                h11.Response(status_code=408, headers=headers, reason=b"Request Timeout"),
-                h11.Data(data=bytes(answer.body)),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
+        if self.conn.trailing_data[0]:
+            message = f"the head of the request did not come within {HEAD_SECONDS:.0f} seconds"
+            self._refuse(ApiError(408, message), b"Request Timeout")
+        else:  # nobody has asked for anything
+            self.transport.close()
+
+    def _refuse(self, error: ApiError, reason: bytes) -> None:
+        """Answers before the application has heard of the request, and closes."""
+        answer = error.response()
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=error.status, headers=headers, reason=reason),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def pause_writing(self) -> None:

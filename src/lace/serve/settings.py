@@ -18,6 +18,10 @@ BODY_SECONDS = 30.0
 """A body that is not complete by then is refused with 408, so that slow senders hold nothing."""
 MAX_THREADS = 256
 """Threads that a request may ask for; its cache may allow fewer."""
+MAX_CONNECTIONS = 900
+"""One more is told 503, and closed; a system that allows 1,024 open files would leave it without an answer."""
+FAILURES_IN_A_ROW = 3
+"""Steps that fail one after the other before `/health` says so: they are of more than one request's making."""
 GRACE_SECONDS = 30
 """Running requests have this long to finish after the server was told to stop; then they are refused the rest."""
 

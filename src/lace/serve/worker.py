@@ -26,6 +26,7 @@ from lace.engine.threads import Lattice
 from lace.lattice.fingerprint import weights_digest
 from lace.serve.errors import ApiError
 from lace.serve.metrics import Metrics
+from lace.serve.settings import FAILURES_IN_A_ROW
 from lace.viz.trace import Trace
 
 log = logging.getLogger("uvicorn.error")
@@ -33,6 +34,7 @@ log = logging.getLogger("uvicorn.error")
 Event = TokenEvent | LatticeResult | Trace
 Delivery = tuple["Ticket", int, Event]
 State = Literal["loading", "ready", "stopped"]
+Health = State | Literal["failing"]
 
 
 class Ticket:
@@ -106,7 +108,15 @@ class Worker:
         """Ticket and prompt of each handle; the engine thread's."""
         self._proven = False
         """Whether it has done a step."""
+        self._failures_in_a_row = 0
+        """Steps that failed since the last one that did not."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def health(self) -> Health:
+        """Its state; "failing" while it takes requests, but step after step has failed."""
+        failing = self.state == "ready" and self._failures_in_a_row >= FAILURES_IN_A_ROW
+        return "failing" if failing else self.state
 
     # --- in the event loop --------------------------------------------------------------------------------------
 
@@ -250,6 +260,7 @@ class Worker:
         except Exception:
             log.exception("a step of the engine failed; its %d requests are given up", len(self._owners))
             self.metrics.failures.inc()
+            self._failures_in_a_row += 1
             failed = {ticket for ticket, _ in self._owners.values()}
             self._owners.clear()
             self._scheduler.clear()
@@ -269,6 +280,7 @@ class Worker:
             elif event.logprob is not None:
                 self.metrics.tokens.inc()
         self._proven = True
+        self._failures_in_a_row = 0
         self.metrics.steps.inc()
         self.metrics.step_time.observe(time.perf_counter() - started)
         self._loop.call_soon_threadsafe(self._deliver, deliveries)
