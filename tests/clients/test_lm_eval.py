@@ -182,7 +182,7 @@ def test_settings_of_tasks(puzzles: Engine) -> None:
         LaceLM(puzzles, strategy="other")
     with pytest.raises(ValueError, match="batch_size must be auto or at least 1"):
         LaceLM(puzzles, batch_size="many")
-    with pytest.raises(ValueError, match="threads must be at least 1"):
+    with pytest.raises(ValueError, match="threads must be between 1 and 256, not 0"):
         LaceLM(puzzles, threads=0)
 
 

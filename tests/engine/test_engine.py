@@ -323,8 +323,8 @@ def test_bad_calls_raise_one_line(message: str, tokenizer: PreTrainedTokenizerFa
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"threads": 0}, {"max_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0},
-        {"top_p": 1.5}, {"top_k": -1}, {"seed": -1}, {"stop": ("",)}, {"grace": -1},
+        {"threads": 0}, {"threads": 257}, {"max_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")},
+        {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"seed": -1}, {"stop": ("",)}, {"grace": -1},
     ],
 )  # fmt: skip
 def test_bad_sampling_parameters_name_the_field(wrong: dict[str, object]) -> None:

@@ -273,6 +273,7 @@ def test_killed_and_resumed_equals_unbroken(
     [
         ({"lattices_per_question": 1}, "lattices_per_question must be at least 2"),
         ({"threads": 0}, "threads must be at least 1, not 0"),
+        ({"threads": 257}, "threads must be at most 256, not 257"),
         ({"lattices_per_forward": 0}, "lattices_per_forward must be at least 1"),
         ({"diversity": "words"}, "diversity must be tokens or embeddings, not 'words'"),
         ({"temperature": 0.0}, "temperature must be above 0, not 0.0"),

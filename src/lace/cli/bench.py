@@ -14,6 +14,7 @@ import typer
 from lace.cli.defaults import SHIPPED_LACE
 from lace.cli.evaluate import positive_numbers
 from lace.cli.outputs import check_writable
+from lace.lattice.config import MAX_THREADS
 
 KINDS = ("operators", "cache", "steps", "throughput")
 
@@ -56,7 +57,7 @@ def bench(
             raise ValueError(f"unknown kind {kind!r}; known are {', '.join(KINDS)}")
     if model is not None and shape is not None:
         raise ValueError("give --model or --shape, not both")
-    counts = positive_numbers("2" if quick else threads, "--threads")
+    counts = positive_numbers("2" if quick else threads, "--threads", MAX_THREADS)
     steps = positive_numbers("12" if quick else lengths, "--lengths")
     if min(steps) < 2:
         raise ValueError("--lengths takes numbers from 2 on: the first token comes from the prompt's pass")

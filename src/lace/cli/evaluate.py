@@ -13,6 +13,7 @@ import typer
 
 from lace.cli.defaults import MAX_TOKENS, SHIPPED_INDEPENDENT, SHIPPED_LACE, TEMPERATURE, TOP_P
 from lace.cli.outputs import check_writable
+from lace.lattice.config import MAX_THREADS
 
 if TYPE_CHECKING:
     from lace.engine.sampling import SamplingParams
@@ -71,7 +72,7 @@ def evaluate(
 
     get_task(task)
     check_writable(json_file, markdown_file)
-    counts = positive_numbers(threads, "--threads")
+    counts = positive_numbers(threads, "--threads", MAX_THREADS)
     budgets = [MAX_TOKENS[task]] if max_tokens is None else positive_numbers(max_tokens, "--max-tokens")
     if n < 1:
         raise ValueError(f"--n must be at least 1, not {n}")
@@ -142,11 +143,12 @@ def _entry(text: str, sampling: SamplingParams) -> Entry:
     return Entry(label, model, chosen[0], sampling)
 
 
-def positive_numbers(text: str, option: str) -> list[int]:
-    """Different whole numbers from 1 on, in the order given."""
+def positive_numbers(text: str, option: str, most: int | None = None) -> list[int]:
+    """Different whole numbers from 1 on, up to `most` if there is such a bound, in the order given."""
+    allowed = "from 1 on" if most is None else f"from 1 to {most}"
     for part in text.split(","):
-        if not part.strip().isdecimal() or int(part) < 1:
-            raise ValueError(f"{option} takes whole numbers from 1 on, not {part!r}")
+        if not part.strip().isdecimal() or not 1 <= int(part) <= (most or int(part)):
+            raise ValueError(f"{option} takes whole numbers {allowed}, not {part!r}")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 

@@ -12,6 +12,9 @@ Kind = Literal["lattice", "mlp"]
 Visibility = Literal["strict", "causal", "same_step"]
 VISIBILITIES: tuple[Visibility, ...] = ("strict", "causal", "same_step")
 CONFIG_NAME = "lattice_config.json"
+MAX_THREADS = 256
+"""Threads of one prompt that may be asked for, far above what any model has been trained on. All of them take each step
+together, so that many more would run for hours and fill the memory before a first word."""
 
 
 @dataclass(frozen=True)

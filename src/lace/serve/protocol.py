@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lace.serve.settings import MAX_BODY_BYTES, MAX_THREADS
+from lace.lattice.config import MAX_THREADS
+from lace.serve.settings import MAX_BODY_BYTES
 
 Zero = Literal[0] | None
 Threads = Annotated[int, Field(ge=1, le=MAX_THREADS)]

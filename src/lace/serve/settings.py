@@ -6,6 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lace.lattice.config import MAX_THREADS
+
 WAITING_PER_RUNNING = 4
 """Requests that may wait, for each one that may run; one more is refused with 429."""
 MAX_BODY_BYTES = 1 << 20
@@ -16,8 +18,6 @@ TAKE_SECONDS = 60.0
 """A client that takes nothing of a waiting answer for so long counts as gone."""
 BODY_SECONDS = 30.0
 """A body that is not complete by then is refused with 408, so that slow senders hold nothing."""
-MAX_THREADS = 256
-"""Threads that a request may ask for; its cache may allow fewer."""
 MAX_CONNECTIONS = 900
 """One more is told 503, and closed; a system that allows 1,024 open files would leave it without an answer."""
 FAILURES_IN_A_ROW = 3

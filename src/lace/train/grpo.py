@@ -33,6 +33,7 @@ from lace.engine.engine import Engine
 from lace.engine.result import LatticeResult
 from lace.engine.sampling import SamplingParams
 from lace.engine.threads import opening_ids
+from lace.lattice.config import MAX_THREADS
 from lace.lattice.graft import LAYOUT_ARGUMENTS, lattice_layers, lattice_parameters, thread_gradients_cut
 from lace.lattice.observe import LayerObservation, lattice_metrics, observe_lattice
 from lace.train import run_log
@@ -131,6 +132,8 @@ class GRPOSettings:
         for name in (*counts, "updates", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.threads > MAX_THREADS:
+            raise ValueError(f"threads must be at most {MAX_THREADS}, not {self.threads}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}: rollouts have to differ")
         if self.temperature != 1 and self.updates != 1:

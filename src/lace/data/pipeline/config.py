@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic import model_validator as validator
 
 from lace.config_file import UNKNOWN_KEY, first_problem, read_toml, tell
+from lace.lattice.config import MAX_THREADS
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -209,7 +210,8 @@ class QuestionsConfig(_Section):
 class PassRateConfig(_Section):
     """Which questions are worth a teacher: those that the base model solves sometimes."""
 
-    samples: PositiveInt = 8
+    samples: Annotated[int, Field(ge=1, le=MAX_THREADS)] = 8
+    """Of one question; an engine of ours writes them side by side, as threads."""
     above: Share = 0.0
     """The pass rate must be larger than this,"""
     up_to: Share = 0.5
