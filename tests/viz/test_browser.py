@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from chromium import accessibility_tree, needs_chromium, watched_page
+from lace.lattice.config import MAX_THREADS
 from lace.viz.page import build_page
 from lace.viz.trace import Trace
 from traces import synthetic_trace
@@ -575,6 +576,39 @@ def test_a_narrow_screen(browser: Browser, tmp_path: Path, scheme: str) -> None:
     assert opened.scroller().evaluate("e => e.scrollLeft") > 0
     back = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, back[4:-1].split(","))) > 380) == (scheme == "light")
+    opened.close()
+
+
+def test_as_many_threads_as_can_be_asked_for(browser: Browser, tmp_path: Path) -> None:
+    """The run at a glance leaves the columns their room, and labels of three digits stand apart."""
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=MAX_THREADS, steps=20, layers=1, heads=1)])
+    columns, glance = opened.scroller().bounding_box(), opened.page.locator(".timeline .run").bounding_box()
+    assert columns is not None
+    assert glance is not None
+    assert glance["height"] <= 96
+    assert columns["height"] >= 320
+    assert columns["y"] + columns["height"] <= opened.page.locator(".timeline").bounding_box()["y"]
+    heat = opened.page.locator(".timeline .run").evaluate(
+        "c => new Set(c.getContext('2d').getImageData(c.width / 2, 0, 1, c.height).data).size"
+    )
+    assert heat > 4  # not one colour: rows are drawn, thinner than a pixel
+    labels = opened.page.locator(".matrix thead th").evaluate_all(
+        "all => all.every(cell => cell.scrollWidth <= cell.clientWidth)"
+    )
+    assert labels
+    opened.close()
+
+
+def test_a_page_that_is_not_laid_out_for_a_while(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace(threads=3, steps=40)])
+    canvas = opened.page.locator(".timeline .run")
+    before = canvas.evaluate("c => c.toDataURL()")
+    opened.page.evaluate("document.body.style.display = 'none'")
+    opened.settle()
+    opened.page.evaluate("document.body.style.display = ''")
+    opened.settle()
+    opened.settle()
+    assert canvas.evaluate("c => c.toDataURL()") == before
     opened.close()
 
 

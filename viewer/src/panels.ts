@@ -156,10 +156,11 @@ export class MatrixPanel {
         const cells = threads.map(() => threads.map(() => el("td", {})));
         const labels = threads.map((thread) => el("th", { scope: "col" }, String(thread.label)));
         const dense = threads.length > DENSE ? " dense" : "";
+        const wide = threads.some((thread) => thread.label > 99) ? " wide" : "";
         tables.push(
           el(
             "div",
-            { class: `matrix${dense}`, tabindex: 0, role: "region", "aria-label": `Attention by thread. ${pane.inWords()}` },
+            { class: `matrix${dense}${wide}`, tabindex: 0, role: "region", "aria-label": `Attention by thread. ${pane.inWords()}` },
             el(
               "table",
               {},

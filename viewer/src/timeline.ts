@@ -6,6 +6,10 @@ import { windowOf, type Span, type State } from "./state";
 
 /** Height of the band, in pixels. */
 const BAND = 18;
+/** Height of all rows together, in pixels, at most: the columns need the rest. */
+const ROWS = 96;
+/** Rows less high than this have no room for a gap between them. */
+const PARTED = 2;
 /** So far from an end of the chosen steps the pointer takes hold of it. */
 const GRIP = 8;
 /** A pointer that moves less has clicked. */
@@ -125,7 +129,7 @@ export class Timeline {
 
   resize(): void {
     const rows = this.panes.reduce((sum, pane) => sum + pane.trace.threads.length, this.panes.length - 1);
-    this.row = Math.max(2, Math.min(10, Math.floor(96 / rows)));
+    this.row = Math.min(10, rows * PARTED > ROWS ? ROWS / rows : Math.floor(ROWS / rows));
     const ratio = window.devicePixelRatio || 1;
     for (const canvas of [this.canvas, this.picture]) {
       canvas.width = Math.round(this.element.clientWidth * ratio);
@@ -145,7 +149,7 @@ export class Timeline {
     this.pictured = about;
     const context = canvas.getContext("2d")!;
     context.clearRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(this.picture, 0, 0);
+    if (this.picture.width) context.drawImage(this.picture, 0, 0); // a page that is not laid out has none
     const style = getComputedStyle(this.element);
     const unit = canvas.width / this.steps;
     context.fillStyle = style.getPropertyValue("--veil");
@@ -190,17 +194,18 @@ export class Timeline {
     const style = getComputedStyle(this.element);
     const unit = this.picture.width / this.steps;
     const row = this.row * (window.devicePixelRatio || 1);
+    const height = this.row >= PARTED ? row - 1 : row;
     context.clearRect(0, 0, this.picture.width, this.picture.height);
     let top = 0;
     for (const pane of this.panes) {
       pane.trace.threads.forEach((thread, n) => {
         context.fillStyle = style.getPropertyValue(n === pane.trace.chosen ? "--chosen" : "--alternate");
         context.globalAlpha = 1;
-        context.fillRect(0, top, thread.texts.length * unit, row - 1);
+        context.fillRect(0, top, thread.texts.length * unit, height);
         context.fillStyle = style.getPropertyValue("--heat");
         thread.texts.forEach((_, step) => {
           context.globalAlpha = Math.max(0, Math.min(1, pane.heatAt(n, step)));
-          context.fillRect(step * unit, top, Math.max(1, unit), row - 1);
+          context.fillRect(step * unit, top, Math.max(1, unit), height);
         });
         context.globalAlpha = 1;
         if (row >= 6) for (const mark of thread.marks) drawMark(context, mark.kind, (mark.step + 0.5) * unit, top + row / 2);
