@@ -273,6 +273,14 @@ def test_scrubbing_moves_time_and_the_matrix(browser: Browser, tmp_path: Path) -
     page.keyboard.press(",")
     opened.settle()
     assert page.locator(".timeline .clock").inner_text() == "step 39 of 63"
+    box = page.locator(".timeline .run").bounding_box()
+    assert box is not None
+    for step in (10, 50):  # by the pointer, which is dragged over the run at a glance
+        page.mouse.move(box["x"] + (step + 0.5) / 64 * box["width"], box["y"] + 5)
+        page.mouse.down()
+        opened.settle()
+        assert page.locator(".timeline .clock").inner_text() == f"step {step} of 63"
+    page.mouse.up()
     page.get_by_label("Steps a second").select_option("64")
     page.get_by_role("button", name="Play").click()
     page.locator(".timeline .clock", has_text="step 63 of 63").wait_for()
@@ -548,6 +556,92 @@ def test_verified_answers_stand_out(browser: Browser, tmp_path: Path) -> None:
 
 def column_of(opened: Opened) -> float:
     return float(opened.scroller().evaluate("e => parseFloat(e.style.getPropertyValue('--column'))"))
+
+
+def colours_at(opened: Opened, places: list[tuple[float, float]]) -> list[tuple[int, int, int]]:
+    """Red, green and blue of the columns' picture, at pixels from its upper left corner."""
+    found = opened.page.evaluate(
+        """places => {
+            const canvas = document.querySelector('.scroller canvas');
+            const { width, height } = canvas;
+            const copy = Object.assign(document.createElement('canvas'), { width, height });
+            const picture = copy.getContext('2d', { willReadFrequently: true }); // else the browser complains
+            picture.drawImage(canvas, 0, 0);
+            return places.map(([x, y]) => [...picture.getImageData(x, y, 1, 1).data.slice(0, 3)]);
+        }""",
+        places,
+    )
+    return [(red, green, blue) for red, green, blue in found]
+
+
+def rgb(text: str) -> tuple[int, int, int]:
+    """Of a colour like #1a56c4."""
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def test_the_strip_beside_a_token_is_its_heat(browser: Browser, tmp_path: Path) -> None:
+    """As strong as the number of the trace, whichever number is chosen."""
+    trace = synthetic_trace(threads=3, steps=24, layers=1)
+    opened = Opened(browser, tmp_path, [trace])
+    steps = range(trace.threads[0].given, 24)
+    of_thread = slice(steps[0], 24)  # the first one, which is not the chosen one
+    heats = {
+        "gate": trace.gates_YGH[0, of_thread].float().mean(dim=-1),
+        "read": trace.mass()[0, of_thread, :, 1:].sum(dim=-1).mean(dim=-1),
+        "entropy": trace.entropy_G[of_thread].float() / 2,
+        "surprise": -trace.logprobs_G[of_thread].float() / 4,
+    }
+    (back,) = colours_at(opened, [(GUTTER + 3, ROW / 2)])  # beside a given token, which has none
+    heat = rgb(opened.scroller().evaluate("e => getComputedStyle(e).getPropertyValue('--heat')").strip())
+    for name, values in heats.items():
+        opened.page.get_by_label("Heat").select_option(name)
+        opened.settle()
+        shown = colours_at(opened, [(GUTTER + 3, step * ROW + ROW / 2) for step in steps])
+        for colour, value in zip(shown, values.clamp(0, 1).tolist(), strict=True):
+            expected = [b + (h - b) * value for b, h in zip(back, heat, strict=True)]
+            assert colour == pytest.approx(expected, abs=3), name
+    opened.close()
+
+
+def test_marks_are_drawn_and_told(browser: Browser, tmp_path: Path) -> None:
+    """Where a thread cites another, corrects itself, or was closed: a sign beside the token, and words in the panel."""
+    trace = synthetic_trace(threads=3, steps=24)
+    first, *rest = trace.threads
+    marks: list[tuple[int, str, int | None]] = [
+        (4, "cite", 7),
+        (8, "cite", None),
+        (12, "fix", None),
+        (23, "stop", None),
+    ]
+    opened = Opened(browser, tmp_path, [replace(trace, threads=[replace(first, marks=marks), *rest])])
+    signs = {"cite": rgb("#56b4e9"), "fix": rgb("#e69f00"), "stop": rgb("#d55e00")}
+    at = GUTTER + column_of(opened) - 11
+    shown = colours_at(opened, [(at, step * ROW + ROW / 2) for step, *_ in marks])
+    assert shown == [signs[kind] for _, kind, _ in marks]
+    words = ("cites thread 7", "cites another thread", "corrects itself", "was closed, since another had finished")
+    for (step, *_), text in zip(marks, words, strict=True):
+        opened.hover(0, step)
+        assert opened.page.locator(".token div p", has_text=text).count() == 1
+        assert f"It {text}." in (opened.page.locator("#token-in-words").text_content() or "")
+    opened.hover(0, 5)
+    assert opened.page.locator(".token .sign").count() == 0
+    opened.close()
+
+
+def test_light_or_dark_can_be_chosen(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path, [synthetic_trace()], color_scheme="light")
+    page = opened.page
+    corner = (GUTTER + 3.0, 3.0)
+
+    def light() -> tuple[bool, bool]:
+        back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, back[4:-1].split(","))) > 380, sum(colours_at(opened, [corner])[0]) > 380
+
+    for expected in (True, False, True):
+        opened.settle()
+        assert light() == (expected, expected)  # the page, and what is drawn on it
+        page.get_by_role("button", name="Light or dark").click()
+    opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
