@@ -63,6 +63,10 @@ def test_where_the_page_goes(lace: Callable[..., Run], tmp_path: Path) -> None:
     run = lace("view", str(trace), "--out", str(trace))
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "would replace the trace" in run.stderr
+    run = lace("view", str(trace), "--out", str(tmp_path))
+    assert (run.returncode, run.stderr) == (2, f"lace: error: cannot write {str(tmp_path)!r}: Is a directory\n")
+    new = tmp_path / "pages" / "c.html"
+    assert lace("view", str(trace), "--out", str(new)).stdout == f"{new} ({len(page.read_bytes()) / 1e3:.1f} kB)\n"
     assert trace.read_bytes() == before
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def size_in_words(count: int) -> str:
+    """Of so many bytes, e.g. 7.1 kB or 15.5 MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
 def check_writable(*paths: Path | None) -> None:
     """Makes the folders of files that are to be written, and says before the work, not after it, what cannot be.
 

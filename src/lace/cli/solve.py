@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lace.cli.defaults import EXAMPLES, MAX_TOKENS, SHIPPED_LACE, TEMPERATURE, TOP_P
-from lace.cli.outputs import check_writable
+from lace.cli.outputs import check_writable, size_in_words
 
 if TYPE_CHECKING:
     from lace.engine.engine import Engine
@@ -91,7 +91,7 @@ def solve(
 
         words = [puzzle.check(thread.answer) if puzzle else None for thread in result.threads]
         record(engine, result, model=name, correct=words, layers=recorded).save(trace)
-        typer.echo(f"Trace: {trace}, {trace.stat().st_size / 1e6:.1f} MB; `lace view {trace}` shows it", err=True)
+        typer.echo(f"Trace: {trace}, {size_in_words(trace.stat().st_size)}; `lace view {trace}` shows it", err=True)
 
 
 def _layer_numbers(text: str | None) -> list[int] | None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lace.cli.outputs import check_writable, size_in_words
+
 
 def view(
     trace: Annotated[Path, typer.Argument(help="A file that `lace solve --trace FILE` has written.")],
@@ -29,5 +31,6 @@ def view(
     out = out or trace.with_suffix(".html")
     if out.resolve() in (path.resolve() for path in (trace, compare) if path is not None):
         raise ValueError(f"the page would replace the trace {out}; name another file with --out")
+    check_writable(out)
     out.write_text(page, encoding="utf-8")
-    typer.echo(f"{out} ({len(page.encode()) / 1e6:.2f} MB)")
+    typer.echo(f"{out} ({size_in_words(len(page.encode()))})")
