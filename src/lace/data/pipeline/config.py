@@ -24,7 +24,6 @@ from pydantic import (
 from pydantic import model_validator as validator
 
 from lace.config_file import UNKNOWN_KEY, first_problem, read_toml, tell
-from lace.lattice.config import MAX_THREADS
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -210,8 +209,8 @@ class QuestionsConfig(_Section):
 class PassRateConfig(_Section):
     """Which questions are worth a teacher: those that the base model solves sometimes."""
 
-    samples: Annotated[int, Field(ge=1, le=MAX_THREADS)] = 8
-    """Of one question; an engine of ours writes them side by side, as threads."""
+    samples: Annotated[int, Field(ge=1, le=256)] = 8
+    """Of one question; an engine of ours writes them side by side, and has no more threads."""
     above: Share = 0.0
     """The pass rate must be larger than this,"""
     up_to: Share = 0.5
