@@ -90,6 +90,21 @@ def test_sft_trains_everything_but_a_lattice_that_is_off(train: Callable[..., Ru
     assert "train.weight_decay (there 0.05, now 0.0)" in other.stderr
 
 
+def test_a_run_that_ends_at_a_wanted_skill(train: Callable[..., Run], tmp_path: Path) -> None:
+    """A model that knows nothing is as good as chance, and no better."""
+    given = [CONFIGS["sft"], f"--run.out={tmp_path}/out", "--train.log_every=2"]
+    assert train("sft", *given, "--train.wrong_sums=0.9999").returncode == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "wrong_sums" in line] == [2]
+    assert max(line["step"] for line in lines) == 2
+    assert (tmp_path / "out" / "model").is_dir()
+    given[1] = f"--run.out={tmp_path}/other"
+    run = train("sft", *given, "--train.wrong_sums=0.05")
+    assert run.returncode == 2
+    assert "of the sums are wrong after 6 steps, more than the 5.0% of train.wrong_sums" in run.stderr
+    assert not (tmp_path / "other" / "model").exists()
+
+
 @pytest.mark.parametrize("strategy", ["lace", "independent"])
 def test_grpo(train: Callable[..., Run], tmp_path: Path, strategy: str) -> None:
     given = [CONFIGS["grpo"], f"--run.out={tmp_path}/out", f"--grpo.strategy={strategy}", "--grpo.kl_weight=0.1"]

@@ -99,6 +99,7 @@ REFUSED = {
     "--train.bf16=1": "train.bf16: input should be a valid boolean, not 1",
     "--train.steps=0": "train: steps must be at least 1, not 0",
     "--train.stop_after=99": "train: stop_after must be from 1 to steps, 6, not 99",
+    "--train.wrong_sums=6": "train: wrong_sums must be between 0 and 1, not 6",
     "--train.accumulate=3": "train: lattices_per_step must be a multiple of accumulate, 3",
     "--train.lattice=dim": "train.lattice: input should be 'on' or 'off', not 'dim'",
     "--data.kind=poems": "data.kind must be 'puzzles' or 'records'",

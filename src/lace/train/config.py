@@ -97,6 +97,9 @@ class TrainConfig:
     """Optimiser steps of the whole learning-rate schedule: warm-up, then a cosine down to a twentieth."""
     stop_after: int | None = None
     """End earlier, after this many of them."""
+    wrong_sums: float | None = None
+    """End earlier, as soon as at most this share of sums is wrong, looked at with each line of the log; a run that
+    never comes so far fails. For data of kind puzzles."""
     learning_rate: float
     """Highest of the schedule."""
     lattices_per_step: int = 8
@@ -135,6 +138,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
             raise ValueError(f"stop_after must be from 1 to steps, {self.steps}, not {self.stop_after}")
+        if self.wrong_sums is not None and not 0 < self.wrong_sums < 1:
+            raise ValueError(f"wrong_sums must be between 0 and 1, not {self.wrong_sums}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         if self.optimizer == "muon" and self.fsdp:

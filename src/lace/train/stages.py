@@ -38,6 +38,7 @@ from lace.train.new_model import ModelShape, new_base_model
 from lace.train.progress import RunProgress, TrainerProgress
 from lace.train.questions import questions_from
 from lace.train.sft import train_lattices
+from lace.train.sum_skill import EndAtSkill, wrong_share
 
 RESOLVED_NAME = "resolved.json"
 PACKAGES = ("lace-llm", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pydantic")
@@ -201,6 +202,9 @@ def _run_supervised(stage: Stage, config: SupervisedRun) -> None:
     if train.gradient_checkpointing:  # not reentrant: that wants inputs with gradient, and a frozen base has none
         model.activation_checkpointing_enable({"use_reentrant": False})
     dataset = _dataset(config, tokenizer)
+    end = []
+    if train.wrong_sums is not None:
+        end = [EndAtSkill(tokenizer, train.wrong_sums, config.run.out / "log.jsonl")]
     progress = RunProgress(stage, train.stop_after or train.steps, quiet=not is_main_process())
     with progress, nullcontext() if train.lattice == "on" else lattice_off(model):
         trainer = train_lattices(
@@ -223,15 +227,22 @@ def _run_supervised(stage: Stage, config: SupervisedRun) -> None:
             save_every=train.save_every,
             log_every=train.log_every,
             report_to=None if train.trackers == "none" else train.trackers,
-            callbacks=[TrainerProgress(progress)],
+            callbacks=[TrainerProgress(progress), *end],
             arguments={"fsdp": True} if train.fsdp else None,
         )
+        if train.wrong_sums is not None and (wrong := wrong_share(model, tokenizer)) > train.wrong_sums:
+            raise ValueError(
+                f"{wrong:.1%} of the sums are wrong after {trainer.state.global_step} steps, more than the "
+                f"{train.wrong_sums:.1%} of train.wrong_sums: start anew with more train.steps"
+            )
     _save(stage, config, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
 
 
 def _check_supervised(stage: Stage, config: SupervisedRun, model: PreTrainedModel) -> None:
     train, data = config.train, config.data
     carried: LatticeConfig | None = getattr(model, "lattice_config", None)
+    if train.wrong_sums is not None and not isinstance(data, PuzzleData):
+        raise ValueError("train.wrong_sums needs data of kind puzzles, whose words for sums the model knows")
     if stage == "cpt" and train.lattice == "off":
         raise ValueError("cpt trains the lattice alone, so train.lattice cannot be 'off'")
     if train.lattice == "off":
