@@ -106,6 +106,8 @@ def test_what_is_no_source_is_told_in_one_line(
 def test_normalisation() -> None:
     assert normalise(" a\u0301  b\u200b\t c\u00a0\x00 \r\n ") == "á b c"
     assert normalise("a\u0301  b\u200b\u00a0c \r\n   d\x00 ") == "á  b c\n   d"
+    family, persian, shaking = "👨\u200d👩\u200d👧", "\u0645\u06cc\u200c\u062e\u0648", "\U0001fae8"
+    assert normalise(f"{family} \u202e{persian} {shaking}") == f"{family} {persian} {shaking}"
 
 
 def test_similarity_counts_words_and_never_mistakes_numbers() -> None:

@@ -24,6 +24,7 @@ def question(verifier: str, answer: str | None = "x", **data: Any) -> Question:
     [
         ("exact", "Yes, it is", " yes,  it IS ", True),
         ("exact", "yes", "no", False),
+        ("exact", "caf\u00e9", "cafe\u0301", True),
         ("exact", "", " ", False),
         ("math", "1/2", r"\frac{2}{4}", True),
         ("math", r"$\sqrt{8}$", r"2\sqrt{2}", True),

@@ -1,6 +1,7 @@
 """Programs that say whether an answer is right, run in processes that are killed if they do not come to an end.
 
-`exact`: the same text but for case and white space. `math`: the same mathematical object (math-verify).
+`exact`: the same text but for case, white space and how its characters are composed. `math`: the same mathematical
+object (math-verify).
 `reasoning-gym`: the score of the task that asked. `module:function`: a function of the user, called with the question
 (a dictionary of id, text, answer and data) and the answer, which returns whether that is right.
 
@@ -14,6 +15,7 @@ import asyncio
 import hashlib
 import multiprocessing
 import re
+import unicodedata
 from collections.abc import Collection
 from functools import cache
 from importlib import import_module
@@ -95,7 +97,7 @@ def verifier_source(verifier: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()  # questions and their answers are composed
 
 
 def _same_mathematics(expected: str, answer: str) -> bool:
