@@ -350,7 +350,7 @@ def test_killed_again_and_again_nothing_is_lost_doubled_or_called_twice(tmp_path
     stats = run_stats(config.run.out)
     for before_stage, stage in zip(stats.stages, stats.stages[1:], strict=False):
         assert stage.kept + sum(stage.rejected.values()) == before_stage.kept
-    unbroken = toml_config(tmp_path / "unbroken.toml", "", tmp_path / "q.jsonl", student)
+    unbroken = toml_config(tmp_path / "unbroken.toml", "http://127.0.0.1:1", tmp_path / "q.jsonl", student)
     with Server(puzzle_teacher()) as server:
         endpoint = unbroken.teacher.model_copy(update={"base_url": server.url})
         run_config = unbroken.run.model_copy(update={"out": tmp_path / "unbroken"})
