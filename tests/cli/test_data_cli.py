@@ -234,7 +234,10 @@ def test_a_wrong_config_is_told_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_holds_no_run_is_told_in_one_line(lace: Callable[..., Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize("about", [None, '{"config": {}}', '{"conf', "[]"])
+def test_what_holds_no_run_is_told_in_one_line(lace: Callable[..., Run], tmp_path: Path, about: str | None) -> None:
+    if about is not None:
+        (tmp_path / "run.json").write_text(about)
     for verb in (["stats"], ["show", "x"], ["export", str(tmp_path / "new")]):
         run = lace("data", verb[0], str(tmp_path), *verb[1:])
         assert run.returncode == 2

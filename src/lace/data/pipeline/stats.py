@@ -84,9 +84,10 @@ def read_about(out: Path, name: str = RUN_NAME) -> tuple[DataConfig, list[dict[s
     """
     try:
         about = json.loads((out / name).read_text(encoding="utf-8"))
-    except OSError:
+        config, stages = about["config"], about["stages"]
+    except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{out} holds no run of lace data ({name})") from None
-    return validate(about["config"], str(out / name)), about["stages"]
+    return validate(config, str(out / name)), stages
 
 
 def run_stats(out: Path, embed: Embed | None = None, name: str = RUN_NAME) -> Stats:
