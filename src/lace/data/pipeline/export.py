@@ -166,7 +166,7 @@ def push(out: Path, target: str, *, private: bool) -> str:
         export(out, Path(target))
         return target
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by its version
 
     folder = out / "export"
     shutil.rmtree(folder, ignore_errors=True)
