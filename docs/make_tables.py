@@ -147,7 +147,7 @@ def quality(report: dict[str, Any]) -> str:
         ["notes moved to a later step", f"{found['moved']:,}", ""],
         ["tokens of waiting", f"{found['waited']:,}", ""],
     ]
-    return cells_as_markdown(["measure", "here", "paper"], rows)
+    return f"{cells_as_markdown(['measure', 'here', 'paper'], rows)}\n\nCommit {report['commit']}"
 
 
 def student(report: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ read -r _ <&3 # its address, once it listens
 if [ ! -d $OUT/base ]; then # the tokenizer comes from a few lattices in bytes
     .venv/bin/python benchmarks/student.py bytes $OUT/bytes
     .venv/bin/lace data run configs/data/student-pilot.toml
-    .venv/bin/python benchmarks/student.py base $OUT/pilot $OUT/base
+    .venv/bin/python benchmarks/student.py base $OUT/pilot $OUT/base.unfinished
+    mv $OUT/base.unfinished $OUT/base
 fi
 .venv/bin/lace data run configs/data/student.toml
 runs/mkl_on_amd.sh .venv/bin/lace train sft configs/student/sft.toml

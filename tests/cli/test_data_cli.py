@@ -212,6 +212,14 @@ def test_the_configs_that_come_along_are_valid(path: Path) -> None:
             "[base]\nmodel = 'm'\nbase_url = 'http://127.0.0.1/v1'\napi_key_env = 'sk-1'",
             "base: api_key_env must be the name of an environment variable, not a key",
         ),
+        (
+            "[base]\nmodel = 'm'\nbase_url = 'localhost:8000/v1'",
+            "base: base_url must look like http://127.0.0.1:8000/v1",
+        ),
+        (
+            "[base]\nmodel = 'm'\nbase_url = 'https://example.org/v1?key=hidden'",
+            "base: base_url must look like http://127.0.0.1:8000/v1",
+        ),
         ("[base]\nengine = 3", "base.engine: input should be a valid string, not 3"),
         ("[pass_rate]\nsamples = '8'", "pass_rate.samples: input should be a valid integer, not '8'"),
     ],
@@ -226,7 +234,10 @@ def test_a_wrong_config_is_told_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_holds_no_run_is_told_in_one_line(lace: Callable[..., Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize("about", [None, '{"config": {}}', '{"conf', "[]"])
+def test_what_holds_no_run_is_told_in_one_line(lace: Callable[..., Run], tmp_path: Path, about: str | None) -> None:
+    if about is not None:
+        (tmp_path / "run.json").write_text(about)
     for verb in (["stats"], ["show", "x"], ["export", str(tmp_path / "new")]):
         run = lace("data", verb[0], str(tmp_path), *verb[1:])
         assert run.returncode == 2

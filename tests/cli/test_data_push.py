@@ -34,6 +34,8 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.created: list[dict[str, str]] = []
         self.tokens: set[str | None] = set()
+        self.mode = "regular"
+        """How it wants files sent; as lfs, the way of large ones, it takes none."""
 
     @property
     def url(self) -> str:
@@ -55,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send({"errors": [], "warnings": []})
         elif path == "/api/datasets/me/set/preupload/main":
             wanted = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                {"path": file["path"], "uploadMode": hub.mode, "shouldIgnore": False}
                 for file in json.loads(body)["files"]
             ]
             self._send({"files": wanted})
@@ -109,7 +111,10 @@ def hub() -> Iterator[Hub]:
         server.shutdown()
 
 
-def test_what_is_pushed_to_the_hub_is_what_training_finds_there(hub: Hub, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with lattices."""
+    tmp_path = tmp_path_factory.mktemp("run")
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     task = {"kind": "reasoning-gym", "task": "chain_sum", "size": 6}
     with Server(puzzle_teacher()) as teacher:
@@ -124,10 +129,21 @@ def test_what_is_pushed_to_the_hub_is_what_training_finds_there(hub: Hub, tmp_pa
             }
         )
         run_pipeline(config, "lace data run")
-    # The library reads the hub's address once, when it is imported, so this needs processes of their own.
-    own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
-    push = ["-c", "from lace.cli.main import main; main()", "data", "push", str(tmp_path / "out"), "me/set"]
-    pushed = subprocess.run([sys.executable, *push], env={**os.environ, **own}, capture_output=True, text=True)
+    return config.run.out
+
+
+def python(tmp_path: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The library reads the hub's address once, when it is imported, so this needs processes of their own."""
+    own = {"HF_ENDPOINT": url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    return subprocess.run([sys.executable, *arguments], env={**os.environ, **own}, capture_output=True, text=True)
+
+
+def push(tmp_path: Path, url: str, made: Path) -> subprocess.CompletedProcess[str]:
+    return python(tmp_path, url, "-c", "from lace.cli.main import main; main()", "data", "push", str(made), "me/set")
+
+
+def test_what_is_pushed_to_the_hub_is_what_training_finds_there(hub: Hub, made: Path, tmp_path: Path) -> None:
+    pushed = push(tmp_path, hub.url, made)
     assert pushed.returncode == 0, pushed.stderr
     assert "me/set" in pushed.stdout
     assert [(made["type"], made["visibility"]) for made in hub.created] == [("dataset", "private")]
@@ -135,8 +151,22 @@ def test_what_is_pushed_to_the_hub_is_what_training_finds_there(hub: Hub, tmp_pa
     assert set(hub.files) == {"README.md", "train.parquet", "validation.parquet"}
     assert not any(TOKEN.encode() in data for data in hub.files.values())
     find = "from lace.data.jsonl import find_files; print(*find_files('me/set'), sep='\\n')"
-    found = subprocess.run([sys.executable, "-c", find], env={**os.environ, **own}, capture_output=True, text=True)
+    found = python(tmp_path, hub.url, "-c", find)
     assert found.returncode == 0, found.stderr
     (path,) = map(Path, found.stdout.splitlines())
     assert path.name == "train.parquet"
-    assert list(read_records(path)) == list(read_records(tmp_path / "out" / "train" / "lattices.jsonl"))
+    assert list(read_records(path)) == list(read_records(made / "train" / "lattices.jsonl"))
+
+
+def test_a_hub_that_is_not_there_or_takes_no_large_files_is_told_in_one_line(
+    hub: Hub, made: Path, tmp_path: Path
+) -> None:
+    hub.mode = "lfs"
+    for url in ("http://127.0.0.1:1", hub.url):
+        pushed = push(tmp_path, url, made)
+        assert pushed.returncode == 2
+        *_, last = pushed.stderr.splitlines()
+        assert "Traceback" not in pushed.stderr
+        assert last.startswith("lace: error:")
+        assert TOKEN not in pushed.stderr
+    assert not hub.files

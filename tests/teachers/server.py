@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,10 +72,11 @@ class Server:
         self._open = 0
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
+        listening = socket.create_server(("127.0.0.1", port))  # here: a port that is taken is told
+        self.port = listening.getsockname()[1]
 
         async def start() -> None:
-            self._server = await asyncio.start_server(self._connection, "127.0.0.1", port, limit=2**24, backlog=1024)
-            self.port = self._server.sockets[0].getsockname()[1]
+            self._server = await asyncio.start_server(self._connection, sock=listening, limit=2**24, backlog=1024)
             ready.set()
 
         def work() -> None:

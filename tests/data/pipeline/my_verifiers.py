@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -24,6 +25,24 @@ def hangs(question: dict[str, Any], answer: str) -> bool:
 def dies(question: dict[str, Any], answer: str) -> bool:
     """Takes its process along."""
     os._exit(3)
+
+
+def exits(question: dict[str, Any], answer: str) -> bool:
+    """Wants to end the program."""
+    sys.exit(3)
+
+
+class Unreadable(Exception):
+    """Does not survive the way to another process."""
+
+    def __init__(self, text: str, place: int) -> None:
+        super().__init__(text)
+        self.place = place
+
+
+def raises_unreadable(question: dict[str, Any], answer: str) -> bool:
+    """Fails, and at length."""
+    raise Unreadable("x" * 10_000, 3)
 
 
 def solves_puzzle(question: dict[str, Any], answer: str) -> bool:

@@ -100,6 +100,7 @@ def test_the_lines_of_a_question_stay_as_they_are_drawn() -> None:
         ("answer: 9\nNo.\nAnswer: 1 2\n3 4 [[best]]\nBye", "1 2\n3 4"),
         ("answer:\n```text\n1 2\n3 4\n```\n", "1 2\n3 4"),
         (r"answer: 1 2 \n 3 4", r"1 2 \n 3 4"),
+        ("所以 answer\uff1a1 2\n3 4", "1 2\n3 4"),
         ("\\boxed{1 2\n3 4}", "1 2\n3 4"),
         ("none", ""),
     ],

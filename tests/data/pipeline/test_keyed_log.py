@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_kill_9_in_the_midst_of_writing_leaves_whole_lines(tmp_path: Path) -> No
     writer.join()
     KeyedLog(path).close()
     assert [json.loads(line)["n"] for line in path.open()] == list(range(len(path.read_text().splitlines())))
+
+
+def _write_until_full(path: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    log = KeyedLog(path)
+    log.append(content_hash(0), {"n": 0})
+    with pytest.raises(OSError, match="File too large"):
+        log.append(content_hash(1), {"n": 1, "text": "x" * 20_000})
+    log.append(content_hash(2), {"n": 2})
+
+
+def test_a_full_disk_tears_no_line(tmp_path: Path) -> None:
+    writer = multiprocessing.get_context("spawn").Process(target=_write_until_full, args=(tmp_path / "log.jsonl",))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 0
+    assert [line["n"] for line in read_lines(tmp_path / "log.jsonl")] == [0, 2]
 
 
 def test_lines_of_other_processes_are_merged_once(tmp_path: Path) -> None:

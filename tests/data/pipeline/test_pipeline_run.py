@@ -199,6 +199,20 @@ def test_minutes_end_a_run_that_waits_and_says_so(
     assert re.search(r"^solutions  0/12  the server asks to wait 0:0?9:5\d$", capfd.readouterr().err, re.MULTILINE)
 
 
+def test_minutes_end_a_stage_that_makes_no_calls(make_config: Callable[..., DataConfig], sources: Any) -> None:
+    with Server(puzzle_teacher()) as server:
+        run_pipeline(make_config(server.url, questions=sources))
+        again = {"verify": {"processes": 1, "seconds": 61.0}}
+        with pytest.raises(Stopped, match=r"budget.minutes = 1e-06 is spent"):
+            run_pipeline(make_config(server.url, questions=sources, budget={"minutes": 0.000001}, **again))
+        config = make_config(server.url, questions=sources, **again)
+        run_pipeline(config)
+        assert set(server.requests.values()) == {1}
+    first, _, verified, *_ = run_stats(config.run.out).stages
+    assert first.kept == 12
+    assert verified.kept > 0
+
+
 def test_a_card_tells_of_the_lattices_that_are_there(
     make_config: Callable[..., DataConfig], sources: Any, tmp_path: Path
 ) -> None:
@@ -350,7 +364,7 @@ def test_killed_again_and_again_nothing_is_lost_doubled_or_called_twice(tmp_path
     stats = run_stats(config.run.out)
     for before_stage, stage in zip(stats.stages, stats.stages[1:], strict=False):
         assert stage.kept + sum(stage.rejected.values()) == before_stage.kept
-    unbroken = toml_config(tmp_path / "unbroken.toml", "", tmp_path / "q.jsonl", student)
+    unbroken = toml_config(tmp_path / "unbroken.toml", "http://127.0.0.1:1", tmp_path / "q.jsonl", student)
     with Server(puzzle_teacher()) as server:
         endpoint = unbroken.teacher.model_copy(update={"base_url": server.url})
         run_config = unbroken.run.model_copy(update={"out": tmp_path / "unbroken"})

@@ -50,6 +50,20 @@ def test_files_of_all_kinds(tmp_path: Path) -> None:
         assert (second.id, second.answer, second.source) == ("b", "4", f"q.{suffix}, row 2")
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_what_other_programs_leave_in_a_file_does_no_harm(tmp_path: Path, suffix: str) -> None:
+    lines = {"csv": "id,question,answer\nx,1 + 1?,2\n\n,2 + 2?,4\n"}
+    rows = [{"id": "x", "question": "1 + 1?", "answer": 2}, {"id": None, "question": "2 + 2?", "answer": 4}]
+    lines["jsonl"] = "\n\n".join(map(json.dumps, rows)) + "\n\n"
+    path = tmp_path / f"q.{suffix}"
+    path.write_text("\ufeff" + lines[suffix], encoding="utf-8")
+    found = list(read_source(FileSource(kind="file", path=path, id="id")))
+    assert [(each.id, each.text) for each in found if isinstance(each, Question)] == [
+        ("x", "1 + 1?"),
+        ("q-2", "2 + 2?"),
+    ]
+
+
 def test_a_directory_of_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     Dataset.from_list([{"question": f"{n}?", "answer": str(n)} for n in range(3)]).to_parquet(
@@ -106,6 +120,8 @@ def test_what_is_no_source_is_told_in_one_line(
 def test_normalisation() -> None:
     assert normalise(" a\u0301  b\u200b\t c\u00a0\x00 \r\n ") == "á b c"
     assert normalise("a\u0301  b\u200b\u00a0c \r\n   d\x00 ") == "á  b c\n   d"
+    family, persian, shaking = "👨\u200d👩\u200d👧", "\u0645\u06cc\u200c\u062e\u0648", "\U0001fae8"
+    assert normalise(f"{family} \u202e{persian} {shaking}") == f"{family} {persian} {shaking}"
 
 
 def test_similarity_counts_words_and_never_mistakes_numbers() -> None:

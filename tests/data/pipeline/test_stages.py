@@ -283,12 +283,18 @@ def test_steps_that_cannot_be_used(decide: Callable[..., Item | Rejection], step
         ("Zoe is a knave", "hence zoe is  a knave.", None),
         ("Zoe is a knave", "hence Zoe is a knight.", "answer not in last step"),
         (r"\frac{68}{2}", "It is 68/2.", None),
+        ("34", "所以答案是34。", None),
+        ("34", "所以答案是35。", "answer not in last step"),
+        ("34", "그래서 답은34입니다.", None),
+        ("34", "It is x34.", "answer not in last step"),
+        ("甲是骑士", "因此可知甲是骑士。", None),
+        ("甲是骑士", "因此可知乙是骑士。", "answer not in last step"),
     ],
 )
 def test_a_thread_ends_at_the_answer_that_was_verified(
     decide: Callable[..., Item | Rejection], answer: str, last: str, expected: str | None
 ) -> None:
-    path = RIGHT.model_copy(update={"text": "Zoe is a knave. 17 + 25 = 42.\n42 - 8 = 34.", "answer": answer})
+    path = RIGHT.model_copy(update={"text": "Zoe is a knave: 甲是骑士. 17 + 25 = 42.\n42 - 8 = 34.", "answer": answer})
     item = Item(question=QUESTION, labels=(1,), paths=(path,))
     outcome = decide("steps", item, always({"steps": ["17 + 25 = 42.", last]}))
     assert (outcome.reason if isinstance(outcome, Rejection) else None) == expected
@@ -329,6 +335,7 @@ def test_notes_and_judgement_are_put_to_their_threads(decide: Callable[..., Item
         ({"text": "see [[best]]"}, "tag in text"),
         ({"text": "25 - 8 is 17; Thread 29 ends at 999."}, "wrong thread"),
         ({"text": "Unlike threads 3, 7 and 12 I would not."}, "wrong thread"),
+        ({"text": "与thread 29不同"}, "wrong thread"),
         ({"text": "x" * 401}, "over budget"),
         ({"kind": "praises"}, "malformed"),
     ],

@@ -28,14 +28,18 @@ class Budget:
 
     def check(self) -> None:
         """Raises BudgetSpent, one line, if a limit is reached."""
-        minutes = self._seconds() / 60
-        for name, used, limit in (
-            ("tokens", self.tokens, self.limits.tokens),
-            ("money", self.money, self.limits.money),
-            ("minutes", minutes, self.limits.minutes),
-        ):
-            if limit and used >= limit:
-                raise BudgetSpent(f"budget.{name} = {limit:g} is spent; raise it and run again to go on")
+        self._check("tokens", self.tokens, self.limits.tokens)
+        self._check("money", self.money, self.limits.money)
+        self.check_minutes()
+
+    def check_minutes(self) -> None:
+        """The same of the time alone, which also passes where no call is made."""
+        self._check("minutes", self._seconds() / 60, self.limits.minutes)
+
+    @staticmethod
+    def _check(name: str, used: float, limit: float) -> None:
+        if limit and used >= limit:
+            raise BudgetSpent(f"budget.{name} = {limit:g} is spent; raise it and run again to go on")
 
     def seconds_left(self) -> float:
         """Of the minutes; infinite without a limit."""

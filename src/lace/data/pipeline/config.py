@@ -97,8 +97,10 @@ class Endpoint(_Section):
     """Fields that are left out of every request, for servers that refuse them."""
 
     @validator(mode="after")
-    def _no_secrets(self) -> Self:
+    def _can_be_called(self) -> Self:
         url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+            raise ValueError("base_url must look like http://127.0.0.1:8000/v1")
         if url.username or url.password:
             raise ValueError("base_url must not hold a name or password, since the config is written down")
         if not _VARIABLE.fullmatch(self.api_key_env):
@@ -251,7 +253,7 @@ class StudentConfig(_Section):
     """As in the student's lattice config."""
     max_label: PositiveInt = 32
     """As max_thread_id in the student's lattice config."""
-    waiting: str = " ..."
+    waiting: str = Field(" ...", pattern=r"\S")
     """What a thread writes while it waits for the others before it closes."""
     max_waiting: NonNegativeInt = 256
     """Tokens that a thread may wait; a lattice of threads more uneven than that is rejected."""
@@ -261,6 +263,8 @@ class StudentConfig(_Section):
         for name, field in (("prompt", "question"), ("opening", "label")):
             if f"{{{field}}}" not in getattr(self, name):
                 raise ValueError(f"{name} must contain {{{field}}}")
+        if re.findall(r"{.*?}|[{}]", self.opening) != ["{label}"]:
+            raise ValueError(f"opening must hold {{label}} once and no other brace: {self.opening!r}")
         return self
 
 

@@ -158,15 +158,22 @@ def push(out: Path, target: str, *, private: bool) -> str:
 
     Returns:
         Where it is.
+
+    Raises:
+        OSError: if the hub cannot be reached, or does not take it; what was sent is not sent again.
     """
     if target.startswith((".", "/")):
         export(out, Path(target))
         return target
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by its version
 
     folder = out / "export"
     shutil.rmtree(folder, ignore_errors=True)
     export(out, folder)
     hub = HfApi()
-    hub.create_repo(target, repo_type="dataset", private=private, exist_ok=True)
-    return str(hub.upload_folder(repo_id=target, repo_type="dataset", folder_path=folder))
+    try:
+        hub.create_repo(target, repo_type="dataset", private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=target, repo_type="dataset", folder_path=folder))
+    except (HTTPError, RuntimeError) as error:  # of the connection, and of the sender of large files
+        raise OSError(f"{target} was not pushed: {error}; give the command again to go on") from None

@@ -105,8 +105,13 @@ class KeyedLog:
         """Writes a line."""
         line = json.dumps({"key": key, **values}, ensure_ascii=False) + "\n"
         data = line.encode("utf-8", errors="replace")  # a lone surrogate in a reply is no text
-        while data:  # one call but for a full disk or a signal
-            data = data[os.write(self._writer, data) :]
+        end = os.fstat(self._writer).st_size
+        try:
+            while data:  # one call but for a full disk or a signal
+                data = data[os.write(self._writer, data) :]
+        except OSError:
+            os.ftruncate(self._writer, end)  # lest another line be written behind half of this one
+            raise
 
     def close(self) -> None:
         self._reader.close()

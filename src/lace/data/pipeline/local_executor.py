@@ -31,8 +31,14 @@ class Leftovers:
 
 
 async def decide(stage: PlannedStage, key: str, parent: str, item: Item, resources: Resources) -> Outcome:
-    """What a stage makes of an item; an item that is kept carries the stage's mark."""
+    """What a stage makes of an item; an item that is kept carries the stage's mark.
+
+    Raises:
+        CallFailed: a call failed at every try.
+        BudgetSpent: no call may be made, or the minutes are over.
+    """
     assert stage.kind is not None
+    resources.budget.check_minutes()
     context = Context(resources, key)
     try:
         result = await stage.kind.run(item, context)

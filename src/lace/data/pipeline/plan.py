@@ -28,7 +28,7 @@ from lace.data.stages.verify import verify
 
 Stage = Callable[[Item, Context], Awaitable[Item]]
 OUTCOMES_NAME = "outcomes.jsonl"
-QUESTIONS_VERSION = 2
+QUESTIONS_VERSION = 3
 """Of the code of the first stage, as of the others below."""
 _MODEL_KEYS = {"model", "engine", "temperature", "top_p", "max_tokens"}
 """What of a model decides what it writes."""
@@ -50,7 +50,7 @@ class StageKind:
 
 
 STAGES = (
-    StageKind("pass-rate", pass_rate, ("base", "pass_rate", "run.seed"), ("attempt",), verifies=True, version=3),
+    StageKind("pass-rate", pass_rate, ("base", "pass_rate", "run.seed"), ("attempt",), verifies=True, version=4),
     StageKind(
         "solutions",
         solutions,
@@ -58,10 +58,10 @@ STAGES = (
         ("solve",),
         version=4,
     ),
-    StageKind("verify", verify, (), verifies=True, version=3),
-    StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",), version=3),
+    StageKind("verify", verify, (), verifies=True, version=4),
+    StageKind("steps", steps, ("teacher", "asks", "steps", "student.tokenizer", "run.seed"), ("steps",), version=4),
     StageKind(
-        "notes", notes, ("teacher", "asks", "notes", "student.tokenizer", "run.seed"), ("notes", "judge"), version=2
+        "notes", notes, ("teacher", "asks", "notes", "student.tokenizer", "run.seed"), ("notes", "judge"), version=3
     ),
     StageKind("lattice", lattice, ("student",), version=2),
 )

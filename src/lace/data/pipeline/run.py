@@ -88,7 +88,9 @@ def run_pipeline(
         made = config.run.out / MADE_NAME
         made.unlink(missing_ok=True)  # a kill must not leave it beside files that it does not tell of
         written = write_outputs(stages[-1].outcomes, config.run.out, config)
-        shutil.copyfile(config.run.out / RUN_NAME, made)
+        unfinished_copy = made.with_name(f"{MADE_NAME}.unfinished")
+        shutil.copyfile(config.run.out / RUN_NAME, unfinished_copy)
+        unfinished_copy.replace(made)
     if unfinished:
         raise Stopped(f"{unfinished} items are left, since calls failed ({failure}); run again to try them")
     return written

@@ -17,6 +17,8 @@ from lace.data.pipeline.keyed_log import content_hash
 from lace.data.pipeline.text import printable, tidy, well_formed
 
 DATA_EXTRA = "pip install 'lace-llm[data]'"
+ENCODING = "utf-8-sig"
+"""A mark of UTF-8 at the beginning of a file, which spreadsheets write, is no part of the first column's name."""
 _SPACE = re.compile(r"[^\S\n\t]")
 
 
@@ -30,7 +32,7 @@ def read_sources(sources: Iterable[Source]) -> Iterator[Question | Rejection]:
     names: set[str] = set()
     for source in sources:
         name = ""
-        if isinstance(source, FileSource | HubSource) and not source.id:
+        if isinstance(source, FileSource | HubSource):
             name = _own_name(source)
             if name in names:
                 name = f"{name}-{content_hash(source.model_dump(mode='json'))[:6]}"
@@ -85,8 +87,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=ENCODING) as file:
             for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
@@ -95,7 +99,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     raise ValueError(f"{path}, line {number}: no JSON object")
                 yield row
     elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding=ENCODING, newline="") as file:
             yield from csv.DictReader(file)
     elif path.suffix == ".parquet":
         try:
@@ -120,8 +124,9 @@ def _columns(
                 raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(map(str, row))}")
         text, answer = (row[column] for column in (source.question, source.answer))
         where = f"{name}, row {number}"
+        own = row[source.id] if source.id else None
         yield _question(
-            well_formed(str(row[source.id])) if source.id else f"{short}-{number}",
+            f"{short}-{number}" if own is None or own == "" else well_formed(str(own)),
             "" if text is None else str(text),
             "" if answer is None else str(answer),
             source.verifier,

@@ -74,6 +74,8 @@ class Stats:
     quality: Quality
     parts: dict[str, int]
     """Lattices in each file for training."""
+    commit: str | None = None
+    """Of the source that last ran."""
 
 
 def read_about(out: Path, name: str = RUN_NAME) -> tuple[DataConfig, list[dict[str, str]]]:
@@ -84,9 +86,10 @@ def read_about(out: Path, name: str = RUN_NAME) -> tuple[DataConfig, list[dict[s
     """
     try:
         about = json.loads((out / name).read_text(encoding="utf-8"))
-    except OSError:
+        config, stages = about["config"], about["stages"]
+    except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{out} holds no run of lace data ({name})") from None
-    return validate(about["config"], str(out / name)), about["stages"]
+    return validate(config, str(out / name)), stages
 
 
 def run_stats(out: Path, embed: Embed | None = None, name: str = RUN_NAME) -> Stats:
@@ -105,7 +108,8 @@ def run_stats(out: Path, embed: Embed | None = None, name: str = RUN_NAME) -> St
     for part in PARTS:
         path = out / part / FILE_NAME
         parts[part] = sum(1 for _ in path.open("rb")) if path.exists() else 0
-    return Stats(counts, quality, parts)
+    commit = json.loads((out / name).read_text(encoding="utf-8")).get("commit")
+    return Stats(counts, quality, parts, commit)
 
 
 def as_json(stats: Stats) -> dict[str, Any]:

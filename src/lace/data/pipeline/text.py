@@ -11,6 +11,8 @@ LINE_BREAK = r"\n"
 """Backslash and n, with a space on either side: a line break in a step or an answer, which are one line of a thread."""
 _BREAK = re.compile(r" ?(?<!\\)\\n(?![A-Za-z]) ?")
 """And not the beginning of LaTeX's commands."""
+_JOINERS = "\u200c\u200d"
+"""What Persian, the scripts of India and emoji of several parts are not written right without."""
 _NESTED = re.compile(r"\[(?=\[)")
 _APART = re.compile(r"\[ (?=\[)")
 
@@ -21,8 +23,10 @@ def well_formed(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without characters that steer a terminal or cannot be seen (category C), but for line ends and tabs."""
-    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char)[0] != "C")
+    """The text without characters that steer a terminal or cannot be seen (category C), but for line ends, tabs and
+    joiners. Characters that Python's tables do not know yet stay: next year's emoji are among them."""
+    kept = "\n\t" + _JOINERS
+    return "".join(char for char in text if char in kept or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co"))
 
 
 def tidy(text: str) -> str:

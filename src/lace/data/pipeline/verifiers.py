@@ -1,6 +1,7 @@
 """Programs that say whether an answer is right, run in processes that are killed if they do not come to an end.
 
-`exact`: the same text but for case and white space. `math`: the same mathematical object (math-verify).
+`exact`: the same text but for case, white space and how its characters are composed. `math`: the same mathematical
+object (math-verify).
 `reasoning-gym`: the score of the task that asked. `module:function`: a function of the user, called with the question
 (a dictionary of id, text, answer and data) and the answer, which returns whether that is right.
 
@@ -14,6 +15,7 @@ import asyncio
 import hashlib
 import multiprocessing
 import re
+import unicodedata
 from collections.abc import Collection
 from functools import cache
 from importlib import import_module
@@ -27,6 +29,8 @@ from lace.data.pipeline.config import ChampSource, DataConfig, ReasoningGymSourc
 from lace.data.pipeline.item import Question, Rejection
 from lace.data.pipeline.text import read_spelled
 
+LONGEST_MESSAGE = 500
+"""Characters of what an error says that are kept."""
 _FREE_NAME = re.compile(r"\\variable|__")
 """The one way in LaTeX to a symbol whose name is any text, and what Python's own names hold; no answer needs them."""
 
@@ -53,6 +57,15 @@ def _is_right(verifier: str, question: dict[str, Any], answer: str) -> bool:
     if verifier == "reasoning-gym":
         return gym_scores.is_right(question["data"], answer)
     return bool(_function(verifier)(question, answer))
+
+
+def _verdict(verifier: str, question: dict[str, Any], answer: str) -> bool | str:
+    """Whether an answer is right, or what kept the verifier from saying so. An error itself must not go back to the
+    other process: one that cannot be read there would end the pool, and `sys.exit` the run."""
+    try:
+        return is_right(verifier, question, answer)
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE]
 
 
 def _load(verifiers: tuple[str, ...]) -> None:
@@ -95,7 +108,7 @@ def verifier_source(verifier: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()  # questions and their answers are composed
 
 
 def _same_mathematics(expected: str, answer: str) -> bool:
@@ -150,19 +163,23 @@ class VerifierPool:
 
         Raises:
             Rejection: if the verifier raises, dies, or takes too long.
+            ValueError: one line, if no verifier can be run.
         """
         work = self._pool.schedule(
-            is_right, args=(question.verifier, question.model_dump(), answer), timeout=self.seconds
+            _verdict, args=(question.verifier, question.model_dump(), answer), timeout=self.seconds
         )
         try:
-            return await asyncio.wrap_future(work)
+            verdict = await asyncio.wrap_future(work)
         except TimeoutError:
             message = f"{question.verifier} took more than verify.seconds = {self.seconds:g}"
             raise Rejection("verifier time-out", message) from None
         except ProcessExpired as error:
             raise Rejection("verifier died", f"{question.verifier}: {error}") from None
-        except Exception as error:
-            raise Rejection("verifier failed", f"{question.verifier}: {type(error).__name__}: {error}") from None
+        except Exception as error:  # of the processes, not of this answer: nobody's item is rejected for it
+            raise ValueError(f"the processes of verifiers ended: {error}; run again to go on") from None
+        if isinstance(verdict, str):
+            raise Rejection("verifier failed", f"{question.verifier}: {verdict}")
+        return verdict
 
     def close(self) -> None:
         self._pool.stop()

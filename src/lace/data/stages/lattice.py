@@ -22,8 +22,6 @@ async def lattice(item: Item, context: Context) -> Item:
         Rejection: if threads would wait too long, or the tokenizer cannot write their texts.
     """
     student, tokenizer = context.config.student, context.resources.tokenizer
-    if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer {student.tokenizer} has no end token")
 
     def planned(label: int, path: Path) -> PlannedThread:
         closing = f"\n{path.comparison}\nanswer: {spell_answer(path.answer)} [[{path.tag}]]"

@@ -11,7 +11,7 @@ from lace.data.pipeline.text import one_line
 from lace.data.stages.solutions import refuse_tags
 
 _THREADS = re.compile(
-    r"\bthread(?:s\s+([0-9]+(?:\s*(?:,|and|or|&)\s*(?:and\s+)?[0-9]+)*)|\s*[#(]?\s*([0-9]+))", re.IGNORECASE
+    r"(?<![a-z])thread(?:s\s+([0-9]+(?:\s*(?:,|and|or|&)\s*(?:and\s+)?[0-9]+)*)|\s*[#(]?\s*([0-9]+))", re.IGNORECASE
 )
 
 

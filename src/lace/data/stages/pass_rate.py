@@ -10,8 +10,8 @@ from lace.data.pipeline.gather import gather
 from lace.data.pipeline.item import Item, Rejection
 from lace.data.pipeline.text import TAG
 
-_ANSWER = re.compile(rf"answer:[ \t]*(.+?)[ \t]*(?={TAG.pattern}|\n|$)", re.IGNORECASE)
-_REST = re.compile(rf".*answer:[ \t]*(.*?)(?={TAG.pattern}|$)", re.IGNORECASE | re.DOTALL)
+_ANSWER = re.compile(rf"answer[:\uff1a][ \t]*(.+?)[ \t]*(?={TAG.pattern}|\n|$)", re.IGNORECASE)
+_REST = re.compile(rf".*answer[:\uff1a][ \t]*(.*?)(?={TAG.pattern}|$)", re.IGNORECASE | re.DOTALL)
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 

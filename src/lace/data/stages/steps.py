@@ -6,6 +6,7 @@ import re
 from decimal import Decimal
 
 from lace.data.pipeline.context import Context
+from lace.data.pipeline.duplicates import UNSPACED
 from lace.data.pipeline.gather import gather
 from lace.data.pipeline.item import Item, Path, Rejection
 from lace.data.pipeline.replies import Steps
@@ -15,14 +16,21 @@ from lace.data.stages.solutions import refuse_tags
 TOKENS_PER_WORD = 1.5
 """What the teacher is told in words is counted in tokens."""
 
-_NUMBER = re.compile(r"(?<![\w.])[-\N{MINUS SIGN}]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\d)")
+_JOINED = rf"{UNSPACED}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uac00-\ud7af"
+"""Scripts that write words side by side (Chinese, kana, Thai, Lao, Burmese, Khmer) or hang particles on them (Hangul):
+an answer in them, or beside them, need not stand between spaces."""
+_APART = rf"[^\W{_JOINED}]"
+_NUMBER = re.compile(rf"(?<!{_APART})(?<!\.)[-\N{{MINUS SIGN}}]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?!\d)")
 
 
 def states(text: str, answer: str) -> bool:
     """Whether a text has the answer in it: a number by its value, anything else word by word."""
     if _NUMBER.fullmatch(answer):
         return _value(answer) in map(_value, _NUMBER.findall(text))
-    return re.search(rf"(?<!\w){re.escape(_plain(answer))}(?!\w)", _plain(text)) is not None
+    answer = _plain(answer)
+    before, behind = (bool(re.match(f"[{_JOINED}]", edge)) for edge in (answer[:1], answer[-1:]))
+    pattern = ("" if before else f"(?<!{_APART})") + re.escape(answer) + ("" if behind else f"(?!{_APART})")
+    return re.search(pattern, _plain(text)) is not None
 
 
 def _value(number: str) -> Decimal:
