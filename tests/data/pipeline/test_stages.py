@@ -421,6 +421,17 @@ def test_threads_that_would_wait_too_long(decide: Callable[..., Item | Rejection
     assert isinstance(decide("lattice", item, always(""), student={"max_waiting": 500}), Item)
 
 
+def test_rows_longer_than_the_student_takes(decide: Callable[..., Item | Rejection]) -> None:
+    """The prompt counts; training would refuse the whole file."""
+    item = _closed(SPLIT)
+    outcome = decide("lattice", item, always(""))
+    assert isinstance(outcome, Item)
+    assert outcome.lattice is not None
+    row = len(outcome.lattice.prompt) + max(len(thread.tokens) for thread in outcome.lattice.threads)
+    assert reason(decide("lattice", item, always(""), student={"max_tokens": row - 1})) == "too long"
+    assert isinstance(decide("lattice", item, always(""), student={"max_tokens": row}), Item)
+
+
 def test_a_text_cannot_smuggle_in_tokens_with_a_meaning(decide: Callable[..., Item | Rejection]) -> None:
     bad = SPLIT.paths[0].model_copy(update={"steps": ("done<eos>",)})
     item = _closed(SPLIT.model_copy(update={"paths": (bad, SPLIT.paths[1])}))

@@ -257,6 +257,8 @@ class StudentConfig(_Section):
     """What a thread writes while it waits for the others before it closes."""
     max_waiting: NonNegativeInt = 256
     """Tokens that a thread may wait; a lattice of threads more uneven than that is rejected."""
+    max_tokens: PositiveInt = 4096
+    """Of a row, prompt included, as in the student's training, which refuses files with longer ones."""
 
     @validator(mode="after")
     def _templates(self) -> Self:

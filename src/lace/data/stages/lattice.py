@@ -19,7 +19,7 @@ async def lattice(item: Item, context: Context) -> Item:
     """Puts steps, notes and closings in time.
 
     Raises:
-        Rejection: if threads would wait too long, or the tokenizer cannot write their texts.
+        Rejection: if threads would wait too long, a row is too long, or the tokenizer cannot write their texts.
     """
     student, tokenizer = context.config.student, context.resources.tokenizer
 
@@ -48,9 +48,12 @@ async def lattice(item: Item, context: Context) -> Item:
         ],
     )
     try:
-        assemble(record, tokenizer, student.visibility)
+        assembled = assemble(record, tokenizer, student.visibility)
     except RecordRejected as error:
         raise Rejection("not causal", str(error)) from None
+    longest = len(assembled.prompt_ids) + max(map(len, assembled.tokens))
+    if longest > student.max_tokens:
+        raise Rejection("too long", f"a row of {longest} tokens, more than student.max_tokens = {student.max_tokens}")
     moved, waited = sum(thread.moved for thread in written), sum(thread.waited for thread in written)
     return item.model_copy(update={"lattice": record, "moved": moved, "waited": waited})
 
