@@ -54,8 +54,8 @@ def _quality(stats: Stats) -> Table:
         table.add_row("edit distance of two threads", f"{quality.edit_distance:.3f}")
     if quality.embedding_dissimilarity is not None:
         table.add_row("embedding dissimilarity", f"{quality.embedding_dissimilarity:.3f}")
-    causal = f"{quality.references:,}, causal {quality.causal / quality.references:.2%}" if quality.references else "none"
-    table.add_row("references", causal)
+    share = f", causal {quality.causal / quality.references:.2%}" if quality.references else ""
+    table.add_row("references", f"{quality.references:,}{share}")
     table.add_row("notes moved to a later step", f"{quality.moved:,}")
     table.add_row("tokens of waiting", f"{quality.waited:,}")
     return table
