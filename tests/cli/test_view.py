@@ -48,6 +48,7 @@ def test_some_layers_are_recorded(lace: Callable[..., Run], tmp_path: Path) -> N
             ("--layers", "0,3", "--trace", str(path)),
             "layers [0] have no lattice to record; there is one in [2, 3, 4, 5]",
         ),
+        (("--layers", "2,3", "--trace", str(path), "--threads", "256"), "256 threads and 2 layers are too many"),
     ):
         run = lace(*solve, *wrong)
         assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)

@@ -74,10 +74,10 @@ def solve(
         temperature = TEMPERATURE[task] if is_shipped(name) else 1.0
     params = SamplingParams(threads=threads, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     engine = load_engine(name)
-    if recorded is not None:
-        from lace.viz.trace import check_layers
+    if trace is not None and strategy != "independent":
+        from lace.viz.trace import recorded_layers
 
-        check_layers(engine, recorded)
+        recorded_layers(engine, threads, recorded)  # says before the run what recording would say after it
     text = puzzle.prompt if puzzle and is_shipped(name) else _chat(engine, prompt)
     live = not json_output and not plain and sys.stdout.isatty()
     result = _run(engine, text, params, strategy, live=live)

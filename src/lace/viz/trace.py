@@ -157,15 +157,22 @@ class Trace:
         return cls(**rest, **tensors)
 
 
-def check_layers(engine: Engine, layers: Sequence[int]) -> None:
-    """Says before a run what `record` would say after it.
+def recorded_layers(engine: Engine, threads: int, layers: Sequence[int] | None = None) -> list[int]:
+    """Decoder layers that a recording holds: those asked for, or the last ones with a lattice that there is room for.
 
     Raises:
-        ValueError: one line, for a layer without lattice.
+        ValueError: one line, for a layer without lattice, or if there is no room for what was asked for.
     """
     known = sorted(numbered_lattices(engine.model))
-    if missing := sorted(set(layers) - set(known)):
+    if missing := sorted(set(layers or ()) - set(known)):
         raise ValueError(f"layers {missing} have no lattice to record; there is one in {known}")
+    chosen = known if layers is None else sorted(set(layers))
+    heads = engine.config.num_heads if engine.config else 0
+    while chosen and not kept_entries(len(chosen), threads, heads):
+        if layers is not None or len(chosen) == 1:
+            raise ValueError(f"{threads} threads and {len(chosen)} layers are too many to record; take fewer")
+        chosen = chosen[1:]
+    return chosen
 
 
 def kept_entries(layers: int, threads: int, heads: int) -> int:
@@ -294,17 +301,12 @@ class _Replay:
 
     def _modules(self, layers: Sequence[int] | None) -> dict[int, LatticeAttention]:
         """The lattice of each layer that is recorded."""
-        check_layers(self.engine, layers or ())
-        found = numbered_lattices(self.engine.model) if self.with_lattice else {}
-        if layers and not found:
-            raise ValueError("threads of the strategy independent read nobody: there are no layers to record")
-        chosen = sorted(found) if layers is None else sorted(set(layers))
-        heads = self.engine.config.num_heads if self.engine.config else 0
-        while chosen and not kept_entries(len(chosen), self.threads, heads):
-            if layers is not None or len(chosen) == 1:
-                raise ValueError(f"{self.threads} threads and {len(chosen)} layers are too many to record; take fewer")
-            chosen = chosen[1:]
-        return {number: found[number] for number in chosen}
+        if not self.with_lattice:
+            if layers:
+                raise ValueError("threads of the strategy independent read nobody: there are no layers to record")
+            return {}
+        found = numbered_lattices(self.engine.model)
+        return {number: found[number] for number in recorded_layers(self.engine, self.threads, layers)}
 
     @torch.inference_mode()
     def run(self) -> None:
