@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lace.lattice.checkpoint import SHIPPED_DIRECTORY, load
-from lace.train.sum_skill import ask, result, wrong_share
+from lace.train.sum_skill import ask, right_result, wrong_share
 
 
 def test_wrong_share_of_the_embedded_model() -> None:
@@ -27,5 +27,5 @@ def test_probabilities_belong_to_the_sums_asked() -> None:
     assert list(asked) == sums
     assert probabilities_EN.shape == (15, 800)
     torch.testing.assert_close(probabilities_EN.sum(-1), torch.ones(15))
-    right = torch.tensor([result(each) for each in sums])
+    right = torch.tensor([right_result(each) for each in sums])
     assert (probabilities_EN.argmax(-1) == right).sum() >= 12

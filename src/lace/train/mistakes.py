@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lace.data.mistakes import SHAPE, Mistakes
 from lace.lattice.checkpoint import load
 from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM
-from lace.train.sum_skill import ask, is_asked, result
+from lace.train.sum_skill import ask, is_asked, right_result
 
 KEPT = 4
 """Wrong results of each sum that are kept."""
@@ -37,7 +37,7 @@ def collect(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: in
     rng.shuffle(asked)
     results, chances = torch.zeros(*SHAPE, KEPT, dtype=torch.int16), torch.zeros(*SHAPE, KEPT)
     for sums, probabilities_EN in ask(model, tokenizer, asked, rng):
-        probabilities_EN[torch.arange(len(sums)), torch.tensor([result(each) for each in sums])] = 0.0
+        probabilities_EN[torch.arange(len(sums)), torch.tensor([right_result(each) for each in sums])] = 0.0
         top = probabilities_EN.topk(KEPT)
         place = tuple(torch.tensor(sums).unbind(1))
         results[place], chances[place] = top.indices.to(torch.int16), top.values

@@ -26,10 +26,10 @@ Sum = tuple[int, int, int]
 
 def is_asked(each: Sum) -> bool:
     """Whether a sum can occur in a task: its result stays in the range."""
-    return 1 <= result(each) <= MAX_VALUE
+    return 1 <= right_result(each) <= MAX_VALUE
 
 
-def result(each: Sum) -> int:
+def right_result(each: Sum) -> int:
     sign, x, y = each
     return x - y if sign else x + y
 
@@ -62,7 +62,7 @@ def ask(
 
 
 def _row_text(row: Sequence[Sum], rng: Random) -> str:
-    equations = [f"{x} {'-' if sign else '+'} {y} = {result((sign, x, y))} ," for sign, x, y in row]
+    equations = [f"{x} {'-' if sign else '+'} {y} = {right_result((sign, x, y))} ," for sign, x, y in row]
     return f"{generate(rng, 'train').prompt} Thread {rng.randint(1, 32)} : {' '.join(equations)}"
 
 
@@ -75,7 +75,7 @@ def wrong_share(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, coun
             sums.append(each)
     wrong = 0
     for batch, probabilities_EN in ask(model, tokenizer, sums, rng):
-        wrong += int((probabilities_EN.argmax(-1) != torch.tensor([result(each) for each in batch])).sum())
+        wrong += int((probabilities_EN.argmax(-1) != torch.tensor([right_result(each) for each in batch])).sum())
     return wrong / count
 
 
