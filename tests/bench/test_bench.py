@@ -100,7 +100,7 @@ def test_quick_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         (["speed"], "unknown kind 'speed'; known are operators, cache, steps, throughput"),
         (["--model", "puzzles", "--shape", "qwen3-4b"], "give --model or --shape, not both"),
         (["operators", "--shape", "qwen3-5b"], "unknown shape 'qwen3-5b'; known are smollm2-135m, qwen3-0.6b"),
-        (["--threads", "0"], "--threads takes whole numbers from 1 on, not '0'"),
+        (["--threads", "0"], "--threads takes whole numbers from 1 to 256, not '0'"),
         (["--lengths", "1"], "--lengths takes numbers from 2 on"),
         (["steps", "--lengths", "5000"], "prompt 0 is too long"),
         (["--model", "/nowhere"], "no model '/nowhere'"),

@@ -75,7 +75,7 @@ def test_every_task_has_a_budget() -> None:
 
 ERRORS = {
     ("chess",): "unknown task 'chess'; known are countdown, chain-sum",
-    ("countdown", "--threads", "4,x"): "--threads takes whole numbers from 1 on, not 'x'",
+    ("countdown", "--threads", "4,x"): "--threads takes whole numbers from 1 to 256, not 'x'",
     ("countdown", "--max-tokens", "0"): "--max-tokens takes whole numbers from 1 on, not '0'",
     ("countdown", "--n", "0"): "--n must be at least 1",
     ("countdown", "--temperature", "-1"): "temperature must be between",
