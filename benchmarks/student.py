@@ -105,7 +105,7 @@ def model_for(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
 def unseen_questions(run: Path, n: int) -> list[Question]:
     """Questions of the run's own reasoning-gym tasks under another seed, in the shares that the run has them, without
     those that it has."""
-    config, stages = read_about(run)
+    config, stages, _ = read_about(run)
     known = {item.question.text for _, item in read_items(run / stages[0]["folder"] / OUTCOMES_NAME)}
     sources = [source for source in config.questions.sources if isinstance(source, ReasoningGymSource)]
     total, found = sum(source.size for source in sources), list[Question]()

@@ -71,7 +71,7 @@ def write_chain_sum(
                 ahead = [order[place + 1 :], *([] if coordinated else later_blocks)]  # until another value is taken
                 if value != x + term and not stays_in_range(value, ahead):
                     value = x + term  # that slip would lead out of the numbers that there are words for
-                _write_sum(thread, x, term, value, probabilities)
+                write_sum(thread, x, term, value, probabilities)
                 hands[n] = value
             thread.tokens[-1] = str(hands[n])  # said twice, or the others could not read it
         written = len(threads[0].tokens) - 2
@@ -165,7 +165,7 @@ def _miss(rng: Random, value: int) -> int:
             return other
 
 
-def _write_sum(thread: ThreadRecord, x: int, term: int, value: int, probabilities: dict[str, float]) -> None:
+def write_sum(thread: ThreadRecord, x: int, term: int, value: int, probabilities: dict[str, float]) -> None:
     """Appends a sum, with the value that is written behind it and the probabilities of what could be."""
     thread.tokens += [str(x), "-" if term < 0 else "+", str(abs(term)), "="]
     if probabilities:
@@ -180,5 +180,5 @@ def write_sums(label: int, rng: Random, adder: Adder = exact, count: int = 12) -
     for _ in range(count):
         x, term = rng.randint(1, MAX_VALUE), rng.randint(MIN_TERM, MAX_TERM) * rng.choice((-1, 1))
         if 1 <= x + term <= MAX_VALUE:
-            _write_sum(thread, x, term, *adder(rng, x, term))
+            write_sum(thread, x, term, *adder(rng, x, term))
     return thread

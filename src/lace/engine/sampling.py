@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lace.lattice.config import MAX_THREADS, LatticeConfig
+from lace.lattice.config import LatticeConfig, check_threads
 
 LIKELIEST = (64, 1024)
 """Tokens among which those that top-k and top-p leave are looked for first, and where they are not enough, next."""
@@ -48,8 +48,7 @@ class SamplingParams:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise ValueError(f"threads must be between 1 and {MAX_THREADS}, not {self.threads}")
+        check_threads(self.threads)
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
         if not 0 <= self.temperature <= 100:

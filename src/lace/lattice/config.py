@@ -17,6 +17,12 @@ MAX_THREADS = 256
 together, so that many more would run for hours and fill the memory before a first word."""
 
 
+def check_threads(threads: int) -> None:
+    """Raises ValueError, one line, for a number of threads that cannot be asked for."""
+    if not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads must be between 1 and {MAX_THREADS}, not {threads}")
+
+
 @dataclass(frozen=True)
 class LatticeConfig:
     """Hyper-parameters of the cross-thread side path.

@@ -85,7 +85,8 @@ def create_app(
     @app.get("/health")
     async def health() -> JSONResponse:
         """200 once the model is loaded; 503 before and after, and while step after step fails."""
-        return JSONResponse({"status": worker.health}, 200 if worker.health == "ready" else 503)
+        status = worker.health
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

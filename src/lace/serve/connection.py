@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -52,8 +53,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.is_one_too_many:  # told now, not before: bytes that nobody has read would cut the answer off
             self._refuse(
-                ApiError(503, f"{MAX_CONNECTIONS} connections are open; try again later", code="busy", retry_after=1),
-                b"Service Unavailable",
+                ApiError(503, f"{MAX_CONNECTIONS} connections are open; try again later", code="busy", retry_after=1)
             )
             return
         super().data_received(data)
@@ -67,16 +67,16 @@ class Connection(H11Protocol):
             return
         if self.conn.trailing_data[0]:
             message = f"the head of the request did not come within {HEAD_SECONDS:.0f} seconds"
-            self._refuse(ApiError(408, message), b"Request Timeout")
+            self._refuse(ApiError(408, message))
         else:  # nobody has asked for anything
             self.transport.close()
 
-    def _refuse(self, error: ApiError, reason: bytes) -> None:
+    def _refuse(self, error: ApiError) -> None:
         """Answers before the application has heard of the request, and closes."""
         answer = error.response()
         headers = [*answer.raw_headers, (b"connection", b"close")]
         for event in (
-            h11.Response(status_code=error.status, headers=headers, reason=reason),
+            h11.Response(status_code=error.status, headers=headers, reason=HTTPStatus(error.status).phrase.encode()),
             h11.Data(data=bytes(answer.body)),
             h11.EndOfMessage(),
         ):

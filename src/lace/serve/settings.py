@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lace.lattice.config import MAX_THREADS
+from lace.lattice.config import check_threads
 
 WAITING_PER_RUNNING = 4
 """Requests that may wait, for each one that may run; one more is refused with 429."""
@@ -54,8 +54,7 @@ class ServerSettings:
             raise ValueError("host must be an address or a name, not empty")
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"port must be between 0 (any free one) and 65535, not {self.port}")
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise ValueError(f"threads must be between 1 and {MAX_THREADS}, not {self.threads}")
+        check_threads(self.threads)
         if self.max_concurrent < 1:
             raise ValueError(f"max-concurrent must be at least 1, not {self.max_concurrent}")
         if self.cache_tokens < 1:

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lace.data.mistakes import SHAPE, Mistakes
 from lace.lattice.checkpoint import load
-from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM
-from lace.train.sum_skill import ask, is_asked, right_result
+from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, in_range
+from lace.train.sum_skill import ask
 
 KEPT = 4
 """Wrong results of each sum that are kept."""
@@ -32,14 +32,16 @@ def collect(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: in
     """
     rng = Random(seed)
     # Terms of one digit do not occur: their places in the table stay without mistakes.
-    every = [(sign, x, y) for sign in (0, 1) for x in range(1, MAX_VALUE + 1) for y in range(MIN_TERM, MAX_TERM + 1)]
-    asked = [each for each in every if is_asked(each)]
+    terms = [range(MIN_TERM, MAX_TERM + 1), range(-MIN_TERM, -MAX_TERM - 1, -1)]
+    every = [(x, term) for signed in terms for x in range(1, MAX_VALUE + 1) for term in signed]
+    asked = [(x, term) for x, term in every if in_range(x, [term])]
     rng.shuffle(asked)
     results, chances = torch.zeros(*SHAPE, KEPT, dtype=torch.int16), torch.zeros(*SHAPE, KEPT)
     for sums, probabilities_EN in ask(model, tokenizer, asked, rng):
-        probabilities_EN[torch.arange(len(sums)), torch.tensor([right_result(each) for each in sums])] = 0.0
+        x_E, term_E = torch.tensor(sums).unbind(1)
+        probabilities_EN[torch.arange(len(sums)), x_E + term_E] = 0.0
         top = probabilities_EN.topk(KEPT)
-        place = tuple(torch.tensor(sums).unbind(1))
+        place = (term_E < 0).long(), x_E, term_E.abs()
         results[place], chances[place] = top.indices.to(torch.int16), top.values
     return Mistakes(results, chances)
 

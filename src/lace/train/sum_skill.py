@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, generate
+from lace.data.chain_sum_teacher import write_sum
+from lace.data.record import ThreadRecord, opening_words
+from lace.tasks.chain_sum import MAX_TERM, MAX_VALUE, MIN_TERM, generate, in_range
 from lace.train import run_log
 
 ROW = 12
@@ -20,18 +22,8 @@ BATCH = 64
 ASKED = 4_800
 """Sums whose wrong share is taken: at 6 % its standard error is 0.3 points."""
 
-Sum = tuple[int, int, int]
-"""0 for plus or 1 for minus, and the two numbers."""
-
-
-def is_asked(each: Sum) -> bool:
-    """Whether a sum can occur in a task: its result stays in the range."""
-    return 1 <= right_result(each) <= MAX_VALUE
-
-
-def right_result(each: Sum) -> int:
-    sign, x, y = each
-    return x - y if sign else x + y
+Sum = tuple[int, int]
+"""A value, and the signed term that is added to it."""
 
 
 @torch.no_grad()
@@ -62,20 +54,23 @@ def ask(
 
 
 def _row_text(row: Sequence[Sum], rng: Random) -> str:
-    equations = [f"{x} {'-' if sign else '+'} {y} = {right_result((sign, x, y))} ," for sign, x, y in row]
-    return f"{generate(rng, 'train').prompt} Thread {rng.randint(1, 32)} : {' '.join(equations)}"
+    prompt, label = generate(rng, "train").prompt, rng.randint(1, 32)
+    thread = ThreadRecord(label, opening_words(label))
+    for x, term in row:
+        write_sum(thread, x, term, x + term, {})
+    return " ".join([prompt, *thread.tokens])
 
 
 def wrong_share(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int = ASKED, seed: int = 0) -> float:
     """The share of `count` sums, drawn at random, whose likeliest result is wrong."""
     rng, sums = Random(seed), list[Sum]()
     while len(sums) < count:
-        each = rng.randint(0, 1), rng.randint(1, MAX_VALUE), rng.randint(MIN_TERM, MAX_TERM)
-        if is_asked(each):
-            sums.append(each)
+        sign, x, term = rng.choice((1, -1)), rng.randint(1, MAX_VALUE), rng.randint(MIN_TERM, MAX_TERM)
+        if in_range(x, [sign * term]):
+            sums.append((x, sign * term))
     wrong = 0
     for batch, probabilities_EN in ask(model, tokenizer, sums, rng):
-        wrong += int((probabilities_EN.argmax(-1) != torch.tensor([right_result(each) for each in batch])).sum())
+        wrong += int((probabilities_EN.argmax(-1) != torch.tensor(batch).sum(-1)).sum())
     return wrong / count
 
 

@@ -50,7 +50,7 @@ def export(out: Path, target: Path) -> None:
         raise ValueError(
             f"{out} has no lattices yet, or none that tell of what they were made; run it to its end first"
         )
-    config, _ = read_about(out, MADE_NAME)
+    config = read_about(out, MADE_NAME).config
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise ValueError(f"{target} exists and is not empty; give another directory")
     unfinished = target.with_name(target.name + ".unfinished")

@@ -29,7 +29,7 @@ def find_item(out: Path, identity: str) -> tuple[Item | None, Rejected | None]:
     """
     item, rejected = None, None
     known: list[str] = []
-    for number, stage in enumerate(read_about(out)[1]):
+    for number, stage in enumerate(read_about(out).stages):
         kept = False
         for line in read_lines(out / stage["folder"] / OUTCOMES_NAME):
             if line["id"] != identity:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from lace.data.assemble import LAG
 from lace.data.pipeline.config import DataConfig, validate
@@ -78,8 +78,18 @@ class Stats:
     """Of the source that last ran."""
 
 
-def read_about(out: Path, name: str = RUN_NAME) -> tuple[DataConfig, list[dict[str, str]]]:
-    """Config and stages of a run; by another name those that its lattices were made with, which may be earlier ones.
+class About(NamedTuple):
+    """What a run tells of itself."""
+
+    config: DataConfig
+    stages: list[dict[str, str]]
+    """Names and folders."""
+    commit: str | None
+    """Of the source that last ran."""
+
+
+def read_about(out: Path, name: str = RUN_NAME) -> About:
+    """What a run tells of itself; by another name, what its lattices were made with, which may be an earlier run.
 
     Raises:
         ValueError: one line, if the folder holds no run.
@@ -89,7 +99,7 @@ def read_about(out: Path, name: str = RUN_NAME) -> tuple[DataConfig, list[dict[s
         config, stages = about["config"], about["stages"]
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{out} holds no run of lace data ({name})") from None
-    return validate(config, str(out / name)), stages
+    return About(validate(config, str(out / name)), stages, about.get("commit"))
 
 
 def run_stats(out: Path, embed: Embed | None = None, name: str = RUN_NAME) -> Stats:
@@ -100,7 +110,7 @@ def run_stats(out: Path, embed: Embed | None = None, name: str = RUN_NAME) -> St
         embed: a sentence encoder.
         name: as of `read_about`.
     """
-    config, stages = read_about(out, name)
+    config, stages, commit = read_about(out, name)
     counts = [_stage_counts(out, stage) for stage in stages]
     last = out / stages[-1]["folder"] / OUTCOMES_NAME
     quality = _quality(last, config, embed) if last.exists() else Quality()
@@ -108,7 +118,6 @@ def run_stats(out: Path, embed: Embed | None = None, name: str = RUN_NAME) -> St
     for part in PARTS:
         path = out / part / FILE_NAME
         parts[part] = sum(1 for _ in path.open("rb")) if path.exists() else 0
-    commit = json.loads((out / name).read_text(encoding="utf-8")).get("commit")
     return Stats(counts, quality, parts, commit)
 
 
