@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lace.bench.bandwidth import step_bytes
 from lace.bench.operators import count_operators
@@ -15,6 +17,7 @@ from lace.bench.report import markdown
 from lace.bench.subjects import model_engine, prompt_of, shape_engine, shape_size
 from lace.bench.times import step_times
 from lace.cli.main import main
+from lace.lattice.native import SWITCH, NativeStep, usable
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
@@ -35,6 +38,15 @@ def test_a_step_dispatches_few_more_operators(shape: str, most: float) -> None:
     assert on.compute <= most * off.compute
     assert lean_on.compute - lean_off.compute <= on.compute - off.compute
     assert lean_on.compute < 0.7 * off.compute
+
+
+def test_operators_are_counted_without_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their number is that of a GPU, too."""
+    monkeypatch.setenv(SWITCH, "1")
+    monkeypatch.setattr(NativeStep, "added", lambda *given: pytest.fail("compiled code was called"))
+    engine = shape_engine("qwen3-0.6b", narrow=True)
+    assert count_operators(engine, 2, 20, "lace").compute > count_operators(engine, 2, 20, "independent").compute
+    assert os.environ[SWITCH] == "1"
 
 
 def test_short_lengths_are_timed_beside_long_ones() -> None:
@@ -79,6 +91,7 @@ def test_quick_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert report["command"].startswith("lace bench --quick --json")
     assert (report["bench"], report["dtype"], report["context"], report["rounds"]) == ("puzzles", "float32", 50, 1)
     assert {"cpu", "cores", "torch"} <= report["machine"].keys()
+    assert report["lattice_step"] == ("compiled" if usable(torch.device("cpu"), torch.float32) else "operators")
     (operators,), (steps,), (speed,) = (report[kind] for kind in ("operators", "steps", "throughput"))
     assert operators["leaf_ratio"] == operators["on"]["leaf"] / operators["off"]["leaf"] > 1
     assert [row["shape"] for row in report["cache"]] == ["qwen3-1.7b", "qwen3-4b"]

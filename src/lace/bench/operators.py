@@ -1,4 +1,5 @@
-"""Operators that one step of decoding dispatches, before any compilation: the same on every machine.
+"""Operators that one step of decoding dispatches, before any compilation: the same on every machine, with a C compiler
+and without.
 
 Counted are the operators of torch (`aten::`) that the profiler sees, in two ways:
 
@@ -16,6 +17,7 @@ from lace.bench.subjects import prompt_of
 from lace.engine.engine import Engine
 from lace.engine.result import Strategy
 from lace.engine.sampling import SamplingParams
+from lace.lattice.native import switched_off
 
 BEFORE = 4
 """Steps ahead of the one that is counted: openings are written, buffers are there."""
@@ -59,10 +61,11 @@ def count_operators(engine: Engine, threads: int, context: int, strategy: Strate
     params = SamplingParams(threads=threads, max_tokens=BEFORE + 2, grace=None)
     lattice = engine.new_lattice(prompt_of(engine, context), params, strategy, lazy=True)
     steps = engine.steps([lattice], strategy)
-    for _ in range(lattice.max_steps - 1):
-        next(steps)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        next(steps)
+    with switched_off():
+        for _ in range(lattice.max_steps - 1):
+            next(steps)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            next(steps)
     events = [event for event in profiler.events() if event.name.startswith("aten::")]
     return Operators(
         sum(not any(child.name.startswith("aten::") for child in event.cpu_children) for event in events),

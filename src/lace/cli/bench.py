@@ -74,7 +74,16 @@ def bench(
 
     import torch
 
-    from lace.bench.report import about, cache_rows, markdown, operator_rows, step_rows, tables, throughput_rows
+    from lace.bench.report import (
+        about,
+        cache_rows,
+        lattice_step,
+        markdown,
+        operator_rows,
+        step_rows,
+        tables,
+        throughput_rows,
+    )
     from lace.bench.subjects import model_engine, shape_engine
     from lace.bench.times import RUNS
     from lace.report_table import print_tables
@@ -99,6 +108,8 @@ def bench(
             engine.model.to(device)
             report["device"] = device
         engine.static = static
+        if timed:
+            report["lattice_step"] = lattice_step(engine)
         if "steps" in chosen:
             total = len(counts) * rounds * (max(steps) - 1)
             line = bar.add_task("steps", total=total)

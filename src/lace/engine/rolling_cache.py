@@ -196,6 +196,11 @@ class RollingLatticeCache(LatticeCache):
         super().__init__(lattice_layers(model)[0].config, null_keys(model), 0, 0, 0)
 
     @property
+    def starts(self) -> list[int]:
+        """The slot of each lattice's first step."""
+        return self.window.starts
+
+    @property
     def first(self) -> int:
         """The first slot that is read."""
         return self._within_horizon(self.window.first, self.window.end - 1)

@@ -115,6 +115,10 @@ class StaticLatticeCache(LatticeCache):
         self.steps_LPN = self.steps_LSN.new_full((lattices, 1 + steps, threads), -1)
         """Step of each entry by its place, 1 + its slot; -1 where nothing was written."""
 
+    @property
+    def starts(self) -> None:
+        """The slot that a pass writes is a number on the device."""
+
     def advance(self, steps_LNT: torch.Tensor) -> slice:
         """Marks the entries that the pass will write. In `strict` time those before it can be read from now on.
 

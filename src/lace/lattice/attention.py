@@ -27,6 +27,7 @@ from torch import nn
 from lace.lattice.cache import DecodingWeights, LatticeCache
 from lace.lattice.config import LatticeConfig
 from lace.lattice.grid import RowGrid
+from lace.lattice.native import NativeLayer, NativeStep, usable
 from lace.lattice.rope import half_turned, rotate, turned_angles
 from lace.lattice.visibility import visible
 
@@ -186,6 +187,17 @@ class ThreadLayout:
         assert self.cache is not None
         return self.cache.read_with_null(self.step_end).unbind()
 
+    @cached_property
+    def native_step(self) -> NativeStep | None:
+        """A step of decoding as compiled code takes it; None where it cannot."""
+        cache = self.cache
+        if not self.one_step or cache is None or cache.starts is None:
+            return None
+        kernel = usable(cache.entries.device, cache.entries.dtype)
+        if kernel is None:
+            return None
+        return NativeStep(kernel, cache, self.grid, self.slots.start, self.step_end, self.angles)
+
 
 def read_by_sdpa(
     q_LNHK: torch.Tensor, k_LEK: torch.Tensor, v_LEK: torch.Tensor, added_L1NE: torch.Tensor
@@ -293,9 +305,14 @@ class LatticeAttention(nn.Module):
         if not layout.one_step or self._forward_hooks:  # who watches, as `lace.engine.exchanges`, is told by a call
             added_R1D: torch.Tensor = self(x_RD[:, None], layout)
             return x_RD + added_R1D[:, 0]
+        cache = layout.cache
+        assert cache is not None
+        if (native := layout.native_step) is not None and native.dtype == x_RD.dtype:
+            if self.index not in cache.native_layers:
+                cache.native_layers[self.index] = NativeLayer(self)
+            return native.added(cache.native_layers[self.index], self.index, x_RD)
         read_RX = self._read_in_step(x_RD, layout)
-        assert layout.cache is not None
-        return torch.addmm(x_RD, read_RX, layout.cache.weights[self.index].up_XD)
+        return torch.addmm(x_RD, read_RX, cache.weights[self.index].up_XD)
 
     def _read_in_step(self, x_RD: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
         """What goes into `up_proj` in a step of decoding, (R, H * K), in a third of the operators."""

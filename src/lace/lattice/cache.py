@@ -9,7 +9,7 @@ Shape letters: Y grafted layers, L lattices, N threads of a lattice, S steps, T 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -66,6 +66,8 @@ class LatticeCache:
         """Of the last pass."""
         self.weights: dict[int, DecodingWeights] = {}
         """By the layer's place among the grafted ones."""
+        self.native_layers: dict[int, Any] = {}
+        """The same as compiled code takes them, see `lace.lattice.native`."""
         self._write_null_slot()
 
     def _allocate(self, lattices: int, threads: int, steps: int) -> None:
@@ -97,6 +99,11 @@ class LatticeCache:
         return self.written[..., self.null_keys_YK.shape[1] :]
 
     # --- which part of the buffers is in use --------------------------------------------------------------------
+
+    @property
+    def starts(self) -> list[int] | None:
+        """The slot of each lattice's first step; None where only the device knows which slot is written."""
+        return [0] * self.steps_LSN.shape[0]
 
     @property
     def first(self) -> int:

@@ -1,0 +1,278 @@
+/* One grafted layer in a step of decoding on a processor: what `LatticeAttention.added` computes by a dozen operators.
+
+   For each row (thread) x of width D, with Z, H, K the low dimension, the query heads and the dimensions of a head:
+
+       z = x W_down                               (Z)
+       q_h, k, v, g_h = (z / rms(z)) W_proj       ((H + 2) K + H); the norm's weight is in W_proj
+       q_h, k turned by cos and sin               of (step, thread id)
+       entry = (k, v)                             into the cache
+       w_h = softmax over {null} + {entries that are read} of q_h . k / sqrt(K)
+       out = x + concat_h( sigmoid(g_h) * sum_j w_hj v_j ) W_up
+
+   All products are of one form, `multiply`: LANES columns side by side, each a sum in the order of its depth. The
+   columns of weights are outputs; those of attention are queries, all heads of all threads of a lattice, so that
+   entries are read as they lie, each number for LANES queries. What a row gets depends, bit for bit, neither on which
+   other rows and lattices there are nor on the number of processor threads: what is not read adds zeros, and the
+   softmax is scaled anew where the lattice's own steps say so.
+
+   Shape letters as in attention.py: R rows, L lattices, N threads, S slots. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16
+#define CHUNK 16            /* rows that are projected together */
+#define SLOTS 8             /* that attend before the softmax is scaled anew */
+#define WORTH_SHARING 1e6   /* products of a step; less is done before other processor threads are awake */
+#ifdef __AVX512F__
+#define TILE 8 /* rows of a product at once: as many as there are registers for */
+#else
+#define TILE 4
+#endif
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t masks __attribute__((vector_size(4 * LANES)));
+
+typedef struct { /* as in native.py */
+    int64_t width, low, heads, dim, gated, bfloat16;
+    double epsilon;
+    const float *down, *proj, *up; /* (columns / LANES, depth, LANES), padded with zeros */
+    const float *null_key;         /* (K) */
+} Layer;
+
+typedef struct { /* as in native.py */
+    int64_t rows, lattices, threads, slot, stop, horizon, read_self, processors;
+    const int64_t *row_of; /* (L, N), -1 where there is no thread */
+    const int64_t *starts; /* (L), the first slot of each lattice */
+    const int64_t *steps;  /* (L, S, N) of the entries, -1 where nothing is written */
+    int64_t steps_lattice, steps_slot;     /* distances in it */
+    int64_t entries_lattice, entries_slot; /* distances in the entries, (L, S, N, 2 K), keys and values side by side */
+    const float *cosines, *sines;          /* (R, K) */
+} Step;
+
+static int64_t panels(int64_t columns) { return (columns + LANES - 1) / LANES; }
+
+static lanes *room(int64_t count) { return aligned_alloc(sizeof(lanes), count * sizeof(lanes)); }
+
+static inline __attribute__((always_inline)) void tile(const int rows, int64_t depth, const float *a, int64_t row,
+                                                       int64_t column, const lanes *b, lanes *c) {
+    lanes sum[TILE];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) sum[i] = c[i];
+    for (int64_t d = 0; d < depth; d++) {
+        const float *at = a + d * column;
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) sum[i] += at[i * row] * b[d];
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) c[i] = sum[i];
+}
+
+/* c (rows, LANES) += a (rows, depth) b (depth, LANES); `row` and `column` are the distances in a. */
+static void multiply(int64_t rows, int64_t depth, const float *a, int64_t row, int64_t column, const lanes *b,
+                     lanes *c) {
+    int64_t i = 0;
+    for (; i + TILE <= rows; i += TILE) tile(TILE, depth, a + i * row, row, column, b, c + i);
+    for (; i + 4 <= rows; i += 4) tile(4, depth, a + i * row, row, column, b, c + i);
+    for (; i < rows; i++) tile(1, depth, a + i * row, row, column, b, c + i);
+}
+
+static inline lanes larger(lanes a, lanes b) {
+    masks is = a > b;
+    return (lanes)(((masks)a & is) | ((masks)b & ~is));
+}
+
+/* e^x for x <= 0: the polynomial of Cephes' expf on [-ln 2 / 2, ln 2 / 2] times a power of two; 0 below -87. */
+static inline lanes exponential(lanes x) {
+    masks counts = x > -87.0f;
+    lanes n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the nearest whole number is in the last bits */
+    masks power = ((masks)n - 0x4B400000 + 127) << 23;
+    n -= 12582912.0f;
+    x = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    lanes p = x * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    p = p * (x * x) + x + 1.0f;
+    return (lanes)((masks)(p * (lanes)power) & counts);
+}
+
+static inline float load(const void *x, int64_t i, int64_t bfloat16) {
+    if (!bfloat16) return ((const float *)x)[i];
+    const uint32_t bits = (uint32_t)((const uint16_t *)x)[i] << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+static inline void store(void *x, int64_t i, int64_t bfloat16, float value) {
+    if (!bfloat16) {
+        ((float *)x)[i] = value;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits = value != value ? 0x7FC00000 : bits + 0x7FFF + (bits >> 16 & 1); /* to the nearest, ties to even */
+    ((uint16_t *)x)[i] = bits >> 16;
+}
+
+static void copy(int64_t count, const void *x, int64_t at, int64_t bfloat16, float *to) {
+    if (bfloat16)
+        for (int64_t i = 0; i < count; i++) to[i] = load(x, at + i, 1);
+    else
+        memcpy(to, (const float *)x + at, count * sizeof(float));
+}
+
+/* y (rows, whole panels) = x (rows, depth) w */
+static void project(int64_t rows, int64_t depth, int64_t columns, const float *x, const float *w, float *y) {
+    const int64_t count = panels(columns);
+    for (int64_t p = 0; p < count; p++) {
+        lanes made[CHUNK] = {0};
+        multiply(rows, depth, x, depth, 1, (const lanes *)w + p * depth, made);
+        for (int64_t r = 0; r < rows; r++) memcpy(y + (r * count + p) * LANES, made + r, sizeof(lanes));
+    }
+}
+
+/* Queries, entries and gates of up to CHUNK rows, (rows, whole panels of (H + 2) K + H). */
+static int prepare(const Layer *layer, const Step *step, int64_t first, int64_t rows, const void *x, float *made) {
+    const int64_t D = layer->width, Z = layer->low, H = layer->heads, K = layer->dim, low = panels(Z) * LANES;
+    const int64_t columns = (H + 2) * K + (layer->gated ? H : 0);
+    lanes *memory = room(panels(rows * D) + rows * panels(Z));
+    if (!memory) return 1;
+    float *in = (float *)memory, *z = (float *)(memory + panels(rows * D));
+    copy(rows * D, x, first * D, layer->bfloat16, in);
+    project(rows, D, Z, in, layer->down, z);
+    for (int64_t r = 0; r < rows; r++) {
+        float squares = 0;
+        for (int64_t i = 0; i < Z; i++) squares += z[r * low + i] * z[r * low + i];
+        const float scale = 1 / sqrtf(squares / Z + layer->epsilon);
+        for (int64_t i = 0; i < Z; i++) z[r * Z + i] = z[r * low + i] * scale;
+    }
+    made += first * panels(columns) * LANES;
+    project(rows, Z, columns, z, layer->proj, made);
+    for (int64_t r = 0; r < rows; r++) {
+        const float *cosine = step->cosines + (first + r) * K, *sine = step->sines + (first + r) * K;
+        for (int64_t h = 0; h <= H; h++) {
+            float *left = made + r * panels(columns) * LANES + h * K, *right = left + K / 2;
+            for (int64_t i = 0; i < K / 2; i++) {
+                const float a = left[i], b = right[i];
+                left[i] = a * cosine[i] - b * sine[i];
+                right[i] = b * cosine[K / 2 + i] + a * sine[K / 2 + i];
+            }
+        }
+    }
+    free(memory);
+    return 0;
+}
+
+/* The queries in panels `from` to `to` of lattice l read; query q is head q % H of thread q / H. */
+static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from, int64_t to, const void *entries,
+                  const float *made, int64_t made_row, float *read) {
+    const int64_t H = layer->heads, K = layer->dim, N = step->threads, count = to - from;
+    const int64_t begin = from * LANES, end = to * LANES < N * H ? to * LANES : N * H, start = step->starts[l];
+    const int64_t *row_of = step->row_of + l * N, *steps = step->steps + l * step->steps_lattice;
+    const int64_t *now = steps + step->slot * step->steps_slot;
+    const int lie_apart = layer->bfloat16 || step->entries_slot != N * 2 * K;
+    int64_t first = step->stop - step->horizon, stop;
+    if (!step->horizon || first < start) first = start;
+    lanes *memory = room(count * (2 * K + 2) + SLOTS * N + (lie_apart ? panels(SLOTS * N * 2 * K) : 0));
+    if (!memory) return 1;
+    lanes *query = memory, *sum = query + count * K, *largest = sum + count * K, *total = largest + count;
+    lanes *score = total + count; /* (slots, N), then the weights */
+    float *together = (float *)(score + SLOTS * N);
+    memset(memory, 0, sizeof(lanes) * count * (2 * K + 1));
+    for (int64_t q = begin; q < end; q++)
+        if (row_of[q / H] >= 0)
+            for (int64_t d = 0; d < K; d++)
+                ((float *)(query + (q / LANES - from) * K + d))[q % LANES] =
+                    made[row_of[q / H] * made_row + q % H * K + d] / sqrtf(K);
+    for (int64_t p = 0; p < count; p++) { /* the null entry, whose value is zero */
+        multiply(1, K, layer->null_key, K, 1, query + p * K, largest + p);
+        total[p] = (lanes){0} + 1;
+    }
+    for (int64_t s = first; s < step->stop; s = stop) {
+        stop = s - (s - start) % SLOTS + SLOTS;
+        if (stop > step->stop) stop = step->stop;
+        const int64_t at = l * step->entries_lattice + s * step->entries_slot, read_now = (stop - s) * N;
+        for (int64_t i = 0; lie_apart && i < stop - s; i++)
+            copy(N * 2 * K, entries, at + i * step->entries_slot, layer->bfloat16, together + i * N * 2 * K);
+        const float *keys = lie_apart ? together : (const float *)entries + at, *values = keys + K;
+        for (int64_t p = 0; p < count; p++) {
+            lanes most = largest[p];
+            memset(score, 0, sizeof(lanes) * read_now);
+            multiply(read_now, K, keys, 2 * K, 1, query + p * K, score);
+            for (int64_t i = 0; i < stop - s; i++) {
+                for (int64_t q = begin + p * LANES; !step->read_self && q < end && q < begin + (p + 1) * LANES; q++)
+                    ((float *)(score + i * N + q / H))[q % LANES] = -INFINITY;
+                for (int64_t n = 0; n < N; n++) {
+                    if (steps[(s + i) * step->steps_slot + n] < 0) score[i * N + n] = (lanes){0} - INFINITY;
+                    most = larger(score[i * N + n], most);
+                }
+            }
+            const lanes kept = exponential(largest[p] - most);
+            total[p] *= kept;
+            for (int64_t e = 0; e < read_now; e++) total[p] += score[e] = exponential(score[e] - most);
+            for (int64_t d = 0; d < K; d++) sum[p * K + d] *= kept;
+            multiply(K, read_now, values, 1, 2 * K, score, sum + p * K);
+            largest[p] = most;
+        }
+    }
+    for (int64_t q = begin; q < end; q++) {
+        const int64_t row = row_of[q / H], p = q / LANES - from;
+        if (row < 0) continue;
+        float scale = now[q / H] < 0 ? 0 : 1 / ((float *)(total + p))[q % LANES]; /* who writes nothing reads nothing */
+        if (layer->gated) scale /= 1 + expf(-made[row * made_row + (H + 2) * K + q % H]);
+        for (int64_t d = 0; d < K; d++)
+            read[(row * H + q % H) * K + d] = scale * ((float *)(sum + p * K + d))[q % LANES];
+    }
+    free(memory);
+    return 0;
+}
+
+/* Entries of the layer, x and out (R, D) are all in float32 or all in bfloat16. Returns 1 if there is no memory. */
+int lattice_decode_step(const Layer *layer, const Step *step, void *entries, const void *x, void *out) {
+    const int64_t R = step->rows, D = layer->width, H = layer->heads, K = layer->dim, N = step->threads;
+    const int64_t made_row = panels((H + 2) * K + (layer->gated ? H : 0)) * LANES, wide = layer->bfloat16;
+    lanes *memory = room(panels(R * made_row) + panels(R * H * K));
+    if (!memory) return 1;
+    float *made = (float *)memory, *read = (float *)(memory + panels(R * made_row));
+    const double products = R * (D * (double)(layer->low + H * K) + 2.0 * N * step->stop * H * K);
+    const int processors = products < WORTH_SHARING ? 1 : step->processors;
+    /* A lattice's panels of queries are shared out where there are fewer lattices than processor threads. */
+    const int64_t of_lattice = panels(N * H), shares = (processors + step->lattices - 1) / step->lattices;
+    const int64_t share = (of_lattice + shares - 1) / shares;
+    int failed = 0;
+    (void)processors; /* where there is no OpenMP */
+
+#pragma omp parallel for num_threads(processors) if (processors > 1) reduction(| : failed)
+    for (int64_t r = 0; r < R; r += CHUNK) failed |= prepare(layer, step, r, R - r < CHUNK ? R - r : CHUNK, x, made);
+    for (int64_t place = 0; place < step->lattices * N && !failed; place++) {
+        const int64_t l = place / N, n = place % N, row = step->row_of[place];
+        const int none = row < 0 || step->steps[l * step->steps_lattice + step->slot * step->steps_slot + n] < 0;
+        const int64_t at = l * step->entries_lattice + step->slot * step->entries_slot + n * 2 * K;
+        for (int64_t i = 0; i < 2 * K; i++) store(entries, at + i, wide, none ? 0 : made[row * made_row + H * K + i]);
+    }
+#pragma omp parallel for collapse(2) num_threads(processors) if (processors > 1) reduction(| : failed)
+    for (int64_t l = 0; l < step->lattices; l++)
+        for (int64_t from = 0; from < of_lattice; from += share)
+            if (!failed)
+                failed |= attend(layer, step, l, from, from + share < of_lattice ? from + share : of_lattice, entries,
+                                 made, made_row, read);
+#pragma omp parallel for num_threads(processors) if (processors > 1)
+    for (int64_t r = 0; r < R; r += CHUNK)
+        for (int64_t p = 0; p < panels(D) && !failed; p++) {
+            const int64_t rows = R - r < CHUNK ? R - r : CHUNK, columns = D - p * LANES < LANES ? D - p * LANES : LANES;
+            lanes added[CHUNK] = {0};
+            multiply(rows, H * K, read + r * H * K, H * K, 1, (const lanes *)layer->up + p * H * K, added);
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < columns; j++) {
+                    const int64_t at = (r + i) * D + p * LANES + j;
+                    store(out, at, wide, load(x, at, wide) + ((float *)(added + i))[j]);
+                }
+        }
+    free(memory);
+    return failed;
+}

@@ -1,0 +1,284 @@
+"""A layer's step by compiled code against the same by operators."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lace.engine.engine import Engine
+from lace.engine.reference import generate_reference
+from lace.engine.rolling_cache import RollingLatticeCache, Window
+from lace.engine.scheduler import Scheduler
+from lace.lattice import native
+from lace.lattice.attention import LatticeAttention, ThreadLayout
+from lace.lattice.cache import LatticeCache
+from lace.lattice.graft import graft, lattice_layers
+from tiny import tiny_config, tiny_model, wake
+from tiny_engine import PROMPTS, VARIED, new_model
+
+WIDTH = 40
+IN_ORDER = [[0, 1, 2], [3, 4, 5]]
+WITH_GAPS = [[4, 0, -1, -1], [2, -1, 1, 3], [-1, 5, -1, -1]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """In a folder of the tests' own."""
+    if not any(map(shutil.which, native.COMPILERS)):
+        pytest.skip("there is no C compiler on this machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv(native.SWITCH, raising=False)
+        native.kernel.cache_clear()
+        assert native.kernel() is not None
+        yield
+    native.kernel.cache_clear()
+
+
+def new_lattice(dtype: torch.dtype = torch.float32, **settings: object) -> LatticeAttention:
+    torch.manual_seed(0)
+    lattice = LatticeAttention(WIDTH, tiny_config(**settings), 0)
+    torch.nn.init.normal_(lattice.up_proj.weight)
+    torch.nn.init.uniform_(lattice.norm.weight, 0.5, 2.0)
+    return lattice.to(dtype)
+
+
+def new_cache(lattice: LatticeAttention, lattices: int, threads: int, steps: int) -> LatticeCache:
+    cache = LatticeCache(lattice.config, lattice.null_key[None], lattices, threads, steps)
+    cache.entries[:, :, 1:] = torch.nan  # what is not written is not read
+    return cache
+
+
+def walk(
+    lattice: LatticeAttention,
+    grid: list[list[int]],
+    x_SRD: torch.Tensor,
+    ends: dict[int, int],
+    *,
+    by_kernel: bool,
+    first_id: int = 3,
+) -> tuple[torch.Tensor, LatticeCache]:
+    """What the layer makes of the rows, (S, R, D), step by step; row r writes nothing from step `ends[r]` on."""
+    steps, rows, _ = x_SRD.shape
+    cache = new_cache(lattice, len(grid), len(grid[0]), steps)
+    ids, lattice_rows, made = torch.arange(first_id, first_id + rows), torch.tensor(grid), []
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv(native.SWITCH, str(int(by_kernel)))
+        for step in range(steps):
+            steps_R1 = torch.tensor([[step if step < ends.get(row, steps) else -1] for row in range(rows)])
+            layout = ThreadLayout.build(lattice.config, steps_R1, ids, lattice_rows, cache)
+            made.append(lattice.added(x_SRD[step], layout))
+    assert bool(cache.native_layers) == by_kernel
+    assert bool(cache.weights) == (not by_kernel)
+    return torch.stack(made), cache
+
+
+@pytest.mark.parametrize("grid", [IN_ORDER, WITH_GAPS, [[0, 1, 2, 3, 4, 5]]], ids=["in order", "with gaps", "one"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"visibility": "causal"},
+        {"visibility": "causal", "read_self": True},
+        {"read_self": True, "gate": "none"},
+        {"horizon": 1},
+        {"horizon": 11},
+        {"horizon": 3, "visibility": "causal"},
+        {"num_heads": 7, "low_dim": 19},
+        {"time_dims": 40, "thread_dims": 0, "num_heads": 1},
+    ],
+    ids=str,
+)
+def test_equals_operators(settings: dict[str, object], grid: list[list[int]]) -> None:
+    lattice, x_SRD = new_lattice(**settings), torch.randn(21, 6, WIDTH)
+    (found, cache), (expected, other) = (
+        walk(lattice, grid, x_SRD, {1: 9, 4: 2}, by_kernel=by_kernel) for by_kernel in (True, False)
+    )
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
+    written = other.steps_LSN >= 0
+    torch.testing.assert_close(cache.written[0][written], other.written[0][written], rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[9:, 1], x_SRD[9:, 1])  # who has ended reads nothing
+    assert ((found - x_SRD)[2:, 3].abs().amax(dim=-1) > 0.1).all()
+
+
+def test_equals_operators_in_bfloat16() -> None:
+    """Both stand as far from float32, and each other, as bfloat16 rounds; compiled code rounds less often."""
+    lattice, x_SRD = new_lattice(torch.bfloat16), torch.randn(21, 6, WIDTH).bfloat16()
+    found, expected = (
+        walk(lattice, WITH_GAPS, x_SRD, {1: 9, 4: 2}, by_kernel=by_kernel)[0].float() for by_kernel in (True, False)
+    )
+    exact = walk(lattice.float(), WITH_GAPS, x_SRD.float(), {1: 9, 4: 2}, by_kernel=False)[0]
+    scale = exact.abs().max()
+    assert (found - exact).abs().max() < 0.02 * scale
+    assert (found - exact).abs().mean() < (expected - exact).abs().mean()
+
+
+def test_equals_operators_over_long_caches() -> None:
+    lattice, x_SRD = new_lattice(), torch.randn(300, 6, WIDTH)
+    found, expected = (walk(lattice, IN_ORDER, x_SRD, {1: 200}, by_kernel=by_kernel)[0] for by_kernel in (True, False))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+def test_great_scores_overflow_nowhere() -> None:
+    lattice, x_SRD = new_lattice(), torch.randn(12, 6, WIDTH)
+    with torch.no_grad():
+        lattice.qkvg_proj.weight[: lattice.split[0]] *= 1e4
+    found, expected = (walk(lattice, IN_ORDER, x_SRD, {}, by_kernel=by_kernel)[0] for by_kernel in (True, False))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+def test_others_change_no_bit() -> None:
+    """Alone, among wider lattices, and in other rows."""
+    lattice, x_SRD = new_lattice(), torch.randn(21, 3, WIDTH)
+    alone = walk(lattice, [[0, 1, 2]], x_SRD, {1: 9}, by_kernel=True, first_id=33)[0]
+    more_SRD = torch.cat((torch.randn(21, 30, WIDTH), x_SRD), dim=1)
+    grid = [list(range(12)), list(range(12, 24)), [30, 31, 32, *[-1] * 9], [*range(24, 30), *[-1] * 6]]
+    among = walk(lattice, grid, more_SRD, {31: 9}, by_kernel=True)[0]
+    assert torch.equal(among[:, 30:], alone)
+
+
+@torch.inference_mode()
+def test_joining_and_leaving_a_rolling_batch_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lattice that joins a wider one, sees it leave, and goes on in a window that moves back, reads what it reads
+    alone."""
+    moved = []
+    slide = Window.slide
+    monkeypatch.setattr(Window, "slide", lambda self, end: (moved.append(end - self.end), slide(self, end))[1])
+    model = wake(graft(tiny_model(), tiny_config()))
+    lattice, joins, leave, steps = lattice_layers(model)[0], 13, 30, 55
+    x_SRD = torch.randn(steps, 7, lattice.down_proj.in_features)
+
+    def run(*, others: bool) -> torch.Tensor:
+        cache, made = RollingLatticeCache(model, 600), []
+        if others:
+            cache.make_room(5, 42)
+            cache.join(5)
+        for step in range(0 if others else joins, steps):
+            if step == joins:
+                cache.make_room(2, 42)
+                cache.join(2)
+            if others and step == leave:
+                assert cache.drop({0}, 2) == [1]
+            theirs = 5 if others and step < leave else 0
+            own = 2 if step >= joins else 0
+            grid = [list(range(theirs))] if theirs else []
+            grid += [[theirs, theirs + 1, *[-1] * (theirs - 2)]] if own else []
+            steps_R1 = torch.tensor([[step]] * theirs + [[step - joins]] * own)
+            ids = torch.tensor([7, 8, 9, 10, 11][:theirs] + [3, 4][:own])
+            layout = ThreadLayout.build(lattice.config, steps_R1, ids, torch.tensor(grid), cache)
+            x_RD = x_SRD[step, 5 - theirs : 5 + own]
+            made.append(lattice.added(x_RD, layout)[theirs:])
+        assert cache.native_layers
+        assert not cache.weights
+        return torch.stack(made[-(steps - joins) :])
+
+    among = run(others=True)
+    assert any(by < 0 for by in moved)
+    assert torch.equal(among, run(others=False))
+
+
+def test_threads_of_the_processor_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    lattice, x_SRD = new_lattice(num_heads=4, time_dims=32), torch.randn(24, 60, WIDTH)
+    made = []
+    for count in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        made.append(walk(lattice, [list(range(50)), [*range(50, 60), *[-1] * 40]], x_SRD, {}, by_kernel=True)[0])
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("settings", [{}, {"visibility": "causal", "horizon": 4}], ids=str)
+def test_engine_and_scheduler_equal_the_reference(
+    settings: dict[str, object], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so they do by operators; both ways are taken."""
+    model = new_model(tokenizer, **settings)
+    expected = [generate_reference(model, tokenizer, p, s) for p, s in zip(PROMPTS, VARIED, strict=True)]
+    calls = itertools.count()
+    added = native.NativeStep.added
+    monkeypatch.setattr(native.NativeStep, "added", lambda *given: (next(calls), added(*given))[1])
+    engine = Engine(model, tokenizer)
+    for switch in ("1", "0"):
+        monkeypatch.setenv(native.SWITCH, switch)
+        before = next(calls)
+        found = [[thread.token_ids for thread in result.threads] for result in engine.generate(PROMPTS, VARIED)]
+        assert found == expected
+        scheduler = Scheduler(engine)
+        handles = [scheduler.add(engine.new_lattice(p, s)) for p, s in zip(PROMPTS, VARIED, strict=True)]
+        results = {}
+        while len(results) < len(handles):
+            results |= {handle: event for handle, event in scheduler.step() if hasattr(event, "threads")}
+        assert [[thread.token_ids for thread in results[handle].threads] for handle in handles] == expected
+        assert (next(calls) - before > 1) == (switch == "1")
+
+
+def test_watchers_and_gradients_take_the_operators() -> None:
+    lattice, x_RD = new_lattice(), torch.randn(6, WIDTH)
+    given = torch.zeros(6, 1, dtype=torch.long), torch.arange(3, 9), torch.tensor(IN_ORDER)
+    cache = new_cache(lattice, 2, 3, 4)
+    assert ThreadLayout.build(lattice.config, *given, cache).native_step is None  # gradients are on
+    seen: list[torch.Tensor] = []
+    hook = lattice.register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.inference_mode():
+        lattice.added(x_RD, ThreadLayout.build(lattice.config, *given, cache))
+        hook.remove()
+        assert not cache.native_layers
+        lattice.added(x_RD, ThreadLayout.build(lattice.config, *given, cache))
+    assert len(seen) == 1
+    assert cache.native_layers
+    assert native.usable(torch.device("meta"), torch.float32) is None
+    assert native.usable(torch.device("cpu"), torch.float16) is None
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def test_is_compiled_once_and_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.kernel.__wrapped__() is not None
+    (made,) = (tmp_path / "lace").iterdir()
+    assert made.stat().st_mode & 0o777 == (tmp_path / "lace").stat().st_mode & 0o777 == 0o700
+    before = made.stat().st_mtime_ns, made.stat().st_ino
+    assert native.kernel.__wrapped__() is not None
+    assert [made] == list((tmp_path / "lace").iterdir())
+    assert before == (made.stat().st_mtime_ns, made.stat().st_ino)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("open_place", [".", "lace"])
+def test_nothing_is_loaded_from_where_others_can_write(
+    open_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.kernel.__wrapped__() is not None
+    for mode in (0o770, 0o707):
+        os.chmod(tmp_path / open_place, mode)
+        assert native.kernel.__wrapped__() is None
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 1", "echo nonsense; while [ $# -gt 0 ]; do [ $1 = -o ] && echo x > $2; shift; done"]
+)
+def test_a_compiler_that_fails_leaves_the_operators(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    compiler = tmp_path / "bad"
+    compiler.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "COMPILERS", (str(compiler),))
+    assert native.kernel.__wrapped__() is None
+    assert not list((tmp_path / "lace").glob("*.part"))
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    assert native.kernel.__wrapped__() is None
+    assert capfd.readouterr() == ("", "")
