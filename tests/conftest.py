@@ -42,7 +42,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def make_tables() -> ModuleType:
     """The script that writes the tables of README and docs, as a module."""
-    spec = importlib.util.spec_from_file_location("make_tables", Path(__file__).parents[1] / "docs" / "make_tables.py")
+    return _script_of_docs("make_tables")
+
+
+@pytest.fixture(scope="session")
+def make_samples() -> ModuleType:
+    """The script that writes the sample lattices of docs/data.md, as a module."""
+    return _script_of_docs("make_samples")
+
+
+def _script_of_docs(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -23,6 +23,17 @@ def test_tables_are_made_from_the_result_files(make_tables: ModuleType, name: st
     assert make_tables.render(page) == page
 
 
+def test_sample_lattices_are_what_the_pipeline_makes(make_samples: ModuleType, tmp_path: Path) -> None:
+    page = (DOCS / "data.md").read_text(encoding="utf-8")
+    made = make_samples.render(page, make_samples.samples(tmp_path))
+    assert _without_times_and_keys(made) == _without_times_and_keys(page)
+
+
+def _without_times_and_keys(page: str) -> str:
+    """Of the lines that tell where a sample comes from; what made it stays, with the versions of prompts."""
+    return re.sub(r"^\S+\+00:00  (\w+) +[0-9a-f]{8} from .{8}", r"\1", page, flags=re.MULTILINE)
+
+
 def test_the_sizes_of_pages_are_those_of_the_shipped_ones() -> None:
     """`python benchmarks/recording.py --pages` and `python docs/make_tables.py` make them so."""
     told = json.loads((DOCS / "results" / "viewing" / "recording.json").read_text(encoding="utf-8"))["pages"]

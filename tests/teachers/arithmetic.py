@@ -14,7 +14,7 @@ _EQUATION = re.compile(r"(-?\d+) ([-+*/]) \(?(-?\d+)\)? (?:=|is|makes|gives) (-?
 
 def expression(question: str) -> str | None:
     """The sum that is asked for; None if it is no such question."""
-    found = [text.strip() for text in _QUESTION.findall(question) if re.search(r"\d\)? *[-+*/]", text)]
+    found: list[str] = [text.strip() for text in _QUESTION.findall(question) if re.search(r"\d\)? *[-+*/]", text)]
     try:
         ast.parse(found[-1], mode="eval")
     except (IndexError, SyntaxError):
@@ -31,7 +31,8 @@ def value(text: str) -> int:
 
 def _value(node: ast.AST) -> Fraction:
     if isinstance(node, ast.Constant):
-        return Fraction(int(node.value))
+        assert isinstance(node.value, int)
+        return Fraction(node.value)
     if isinstance(node, ast.UnaryOp):
         return -_value(node.operand) if isinstance(node.op, ast.USub) else _value(node.operand)
     assert isinstance(node, ast.BinOp)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from typing import Any
 
 from teachers import arithmetic, grids, knights
 from teachers.server import Answer, Request, Script
@@ -26,7 +28,7 @@ def puzzle_teacher(errors: float = 0.35, latency: float = 0.0) -> Script:
         errors: share of the paths that go wrong.
         latency: seconds before each answer.
     """
-    prompts = {
+    prompts: dict[str, Callable[[Request], Any]] = {
         "You write": lambda request: _solve(request.text, errors),
         "You edit": lambda request: _steps(request.text),
         "You let": lambda request: _notes(request.text),

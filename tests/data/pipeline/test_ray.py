@@ -29,7 +29,7 @@ from teachers.server import Answer, Server
 from tiny import SHAPE
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("error:.*will be removed in Ray")]
 VERIFIER = """
 from lace.tasks.task import find_task
 

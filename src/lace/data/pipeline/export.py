@@ -175,5 +175,7 @@ def push(out: Path, target: str, *, private: bool) -> str:
     try:
         hub.create_repo(target, repo_type="dataset", private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=target, repo_type="dataset", folder_path=folder))
-    except (HTTPError, RuntimeError) as error:  # of the connection, and of the sender of large files
-        raise OSError(f"{target} was not pushed: {error}; give the command again to go on") from None
+    except (HTTPError, OSError, RuntimeError) as error:  # of the connection, and of both senders of large files
+        lacks_xet = "/xet-write-token/" in str(error) and "404" in str(error)
+        how = ", with HF_HUB_DISABLE_XET=1 if this hub has no Xet storage" if lacks_xet else ""
+        raise OSError(f"{target} was not pushed: {error}; give the command again{how} to go on") from None

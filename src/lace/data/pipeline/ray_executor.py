@@ -84,8 +84,7 @@ def run_ray(
             sys.path,
         ),
         batch_size=BATCH,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        scheduling_strategy="SPREAD",
+        compute=ray.data.ActorPoolStrategy(size=actors),  # which Ray Data spreads over the machines by itself
         **share,
     )
     left, totals = Leftovers(), [0, 0, 0.0]
