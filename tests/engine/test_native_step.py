@@ -199,15 +199,16 @@ def test_threads_of_the_processor_change_no_bit(monkeypatch: pytest.MonkeyPatch)
 def test_engine_and_scheduler_equal_the_reference(
     settings: dict[str, object], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And so they do by operators; both ways are taken."""
+    """And so they do by operators, and where both take turns."""
     model = new_model(tokenizer, **settings)
     expected = [generate_reference(model, tokenizer, p, s) for p, s in zip(PROMPTS, VARIED, strict=True)]
     calls = itertools.count()
     added = native.NativeStep.added
     monkeypatch.setattr(native.NativeStep, "added", lambda *given: (next(calls), added(*given))[1])
     engine = Engine(model, tokenizer)
-    for switch in ("1", "0"):
-        monkeypatch.setenv(native.SWITCH, switch)
+    for switches in ("1", "0", "1110"):
+        in_turn = itertools.cycle(switches)
+        monkeypatch.setenv(native.SWITCH, switches[0])
         before = next(calls)
         found = [[thread.token_ids for thread in result.threads] for result in engine.generate(PROMPTS, VARIED)]
         assert found == expected
@@ -215,9 +216,28 @@ def test_engine_and_scheduler_equal_the_reference(
         handles = [scheduler.add(engine.new_lattice(p, s)) for p, s in zip(PROMPTS, VARIED, strict=True)]
         results = {}
         while len(results) < len(handles):
+            monkeypatch.setenv(native.SWITCH, next(in_turn))
             results |= {handle: event for handle, event in scheduler.step() if hasattr(event, "threads")}
         assert [[thread.token_ids for thread in results[handle].threads] for handle in handles] == expected
-        assert (next(calls) - before > 1) == (switch == "1")
+        assert (next(calls) - before > 1) == (switches != "0")
+
+
+@pytest.mark.parametrize("grid", [IN_ORDER, WITH_GAPS], ids=["in order", "with gaps"])
+@pytest.mark.parametrize("settings", [{}, {"visibility": "causal"}, {"horizon": 1}, {"horizon": 4}], ids=str)
+@torch.inference_mode()
+def test_operators_go_on_where_compiled_code_was(
+    settings: dict[str, object], grid: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What compiled code does not need, the mask above all, is there as soon as somebody does."""
+    lattice, x_SRD = new_lattice(**settings), torch.randn(21, 6, WIDTH)
+    expected = walk(lattice, grid, x_SRD, {1: 9, 4: 2}, by_kernel=False)[0]
+    cache, ids, lattice_rows = new_cache(lattice, len(grid), len(grid[0]), 21), torch.arange(3, 9), torch.tensor(grid)
+    cache.added_LNSN[:, :, 1:] = torch.nan
+    for step, switch in enumerate("111011100111111110000"):
+        monkeypatch.setenv(native.SWITCH, switch)
+        steps_R1 = torch.tensor([[-1 if step >= {1: 9, 4: 2}.get(row, 21) else step] for row in range(6)])
+        made = lattice.added(x_SRD[step], ThreadLayout.build(lattice.config, steps_R1, ids, lattice_rows, cache))
+        torch.testing.assert_close(made, expected[step], rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
 def test_watchers_and_gradients_take_the_operators() -> None:
