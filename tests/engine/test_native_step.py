@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,6 +197,20 @@ def test_threads_of_the_processor_change_no_bit(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(*made)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_threads_of_the_processor_are_those_of_torch() -> None:
+    lattice, x_SRD, count = new_lattice(num_heads=4, time_dims=32), torch.randn(24, 60, WIDTH), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        torch.randn(1000, 1000).exp().sum()
+        before = os.listdir("/proc/self/task")
+        assert len(before) >= 3
+        walk(lattice, [list(range(60))], x_SRD, {}, by_kernel=True)
+        assert os.listdir("/proc/self/task") == before
+    finally:
+        torch.set_num_threads(count)
+
+
 @pytest.mark.parametrize("settings", [{}, {"visibility": "causal", "horizon": 4}], ids=str)
 def test_engine_and_scheduler_equal_the_reference(
     settings: dict[str, object], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
@@ -273,6 +289,33 @@ def test_is_compiled_once_and_quietly(
     assert [made] == list((tmp_path / "lace").iterdir())
     assert before == (made.stat().st_mtime_ns, made.stat().st_ino)
     assert capfd.readouterr() == ("", "")
+
+
+BUILD = """
+import sys
+from lace.lattice import native
+print("ready", flush=True)
+sys.stdin.readline()
+print(native.kernel() is not None)
+"""
+
+
+def test_processes_that_build_at_once_all_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ways = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", BUILD], **ways) for _ in range(4)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate()[0] for process in processes] == ["True\n"] * 4
+    (left,) = (tmp_path / "lace").iterdir()
+    before = left.stat()
+    monkeypatch.setattr(native, "kernel", native.kernel.__wrapped__)
+    lattice, x_SRD = new_lattice(), torch.randn(3, 6, WIDTH)
+    found, expected = (walk(lattice, IN_ORDER, x_SRD, {}, by_kernel=by_kernel)[0] for by_kernel in (True, False))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    assert left.stat() == before
 
 
 @pytest.mark.parametrize("open_place", [".", "lace"])

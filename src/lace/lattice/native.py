@@ -34,6 +34,7 @@ SOURCE = Path(__file__).with_name("decode_step.c")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
 OPENMP = "-fopenmp"
+"""The pool of threads is torch's: it loads its runtime for all (RTLD_GLOBAL), so that our calls go there as well."""
 PATIENCE = 120
 """Seconds for the compiler, which takes less than one."""
 LANES = 16
