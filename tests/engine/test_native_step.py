@@ -172,11 +172,12 @@ def test_joining_and_leaving_a_rolling_batch_changes_no_bit(monkeypatch: pytest.
                 assert cache.drop({0}, 2) == [1]
             theirs = 5 if others and step < leave else 0
             own = 2 if step >= joins else 0
-            grid = [list(range(theirs))] if theirs else []
-            grid += [[theirs, theirs + 1, *[-1] * (theirs - 2)]] if own else []
+            if step in (0, joins, leave):  # otherwise the rows are known, and only the window may move
+                grid = [list(range(theirs))] if theirs else []
+                grid += [[theirs, theirs + 1, *[-1] * (theirs - 2)]] if own else []
+                rows = torch.tensor([7, 8, 9, 10, 11][:theirs] + [3, 4][:own]), torch.tensor(grid)
             steps_R1 = torch.tensor([[step]] * theirs + [[step - joins]] * own)
-            ids = torch.tensor([7, 8, 9, 10, 11][:theirs] + [3, 4][:own])
-            layout = ThreadLayout.build(lattice.config, steps_R1, ids, torch.tensor(grid), cache)
+            layout = ThreadLayout.build(lattice.config, steps_R1, *rows, cache)
             x_RD = x_SRD[step, 5 - theirs : 5 + own]
             made.append(lattice.added(x_RD, layout)[theirs:])
         assert cache.native_layers
