@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,11 +172,12 @@ def test_joining_and_leaving_a_rolling_batch_changes_no_bit(monkeypatch: pytest.
                 assert cache.drop({0}, 2) == [1]
             theirs = 5 if others and step < leave else 0
             own = 2 if step >= joins else 0
-            grid = [list(range(theirs))] if theirs else []
-            grid += [[theirs, theirs + 1, *[-1] * (theirs - 2)]] if own else []
+            if step in (0, joins, leave):  # otherwise the rows are known, and only the window may move
+                grid = [list(range(theirs))] if theirs else []
+                grid += [[theirs, theirs + 1, *[-1] * (theirs - 2)]] if own else []
+                rows = torch.tensor([7, 8, 9, 10, 11][:theirs] + [3, 4][:own]), torch.tensor(grid)
             steps_R1 = torch.tensor([[step]] * theirs + [[step - joins]] * own)
-            ids = torch.tensor([7, 8, 9, 10, 11][:theirs] + [3, 4][:own])
-            layout = ThreadLayout.build(lattice.config, steps_R1, ids, torch.tensor(grid), cache)
+            layout = ThreadLayout.build(lattice.config, steps_R1, *rows, cache)
             x_RD = x_SRD[step, 5 - theirs : 5 + own]
             made.append(lattice.added(x_RD, layout)[theirs:])
         assert cache.native_layers
@@ -195,19 +198,34 @@ def test_threads_of_the_processor_change_no_bit(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(*made)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_threads_of_the_processor_are_those_of_torch() -> None:
+    lattice, x_SRD, count = new_lattice(num_heads=4, time_dims=32), torch.randn(24, 60, WIDTH), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        torch.randn(1000, 1000).exp().sum()
+        before = os.listdir("/proc/self/task")
+        assert len(before) >= 3
+        walk(lattice, [list(range(60))], x_SRD, {}, by_kernel=True)
+        assert os.listdir("/proc/self/task") == before
+    finally:
+        torch.set_num_threads(count)
+
+
 @pytest.mark.parametrize("settings", [{}, {"visibility": "causal", "horizon": 4}], ids=str)
 def test_engine_and_scheduler_equal_the_reference(
     settings: dict[str, object], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And so they do by operators; both ways are taken."""
+    """And so they do by operators, and where both take turns."""
     model = new_model(tokenizer, **settings)
     expected = [generate_reference(model, tokenizer, p, s) for p, s in zip(PROMPTS, VARIED, strict=True)]
     calls = itertools.count()
     added = native.NativeStep.added
     monkeypatch.setattr(native.NativeStep, "added", lambda *given: (next(calls), added(*given))[1])
     engine = Engine(model, tokenizer)
-    for switch in ("1", "0"):
-        monkeypatch.setenv(native.SWITCH, switch)
+    for switches in ("1", "0", "1110"):
+        in_turn = itertools.cycle(switches)
+        monkeypatch.setenv(native.SWITCH, switches[0])
         before = next(calls)
         found = [[thread.token_ids for thread in result.threads] for result in engine.generate(PROMPTS, VARIED)]
         assert found == expected
@@ -215,9 +233,28 @@ def test_engine_and_scheduler_equal_the_reference(
         handles = [scheduler.add(engine.new_lattice(p, s)) for p, s in zip(PROMPTS, VARIED, strict=True)]
         results = {}
         while len(results) < len(handles):
+            monkeypatch.setenv(native.SWITCH, next(in_turn))
             results |= {handle: event for handle, event in scheduler.step() if hasattr(event, "threads")}
         assert [[thread.token_ids for thread in results[handle].threads] for handle in handles] == expected
-        assert (next(calls) - before > 1) == (switch == "1")
+        assert (next(calls) - before > 1) == (switches != "0")
+
+
+@pytest.mark.parametrize("grid", [IN_ORDER, WITH_GAPS], ids=["in order", "with gaps"])
+@pytest.mark.parametrize("settings", [{}, {"visibility": "causal"}, {"horizon": 1}, {"horizon": 4}], ids=str)
+@torch.inference_mode()
+def test_operators_go_on_where_compiled_code_was(
+    settings: dict[str, object], grid: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What compiled code does not need, the mask above all, is there as soon as somebody does."""
+    lattice, x_SRD = new_lattice(**settings), torch.randn(21, 6, WIDTH)
+    expected = walk(lattice, grid, x_SRD, {1: 9, 4: 2}, by_kernel=False)[0]
+    cache, ids, lattice_rows = new_cache(lattice, len(grid), len(grid[0]), 21), torch.arange(3, 9), torch.tensor(grid)
+    cache.added_LNSN[:, :, 1:] = torch.nan
+    for step, switch in enumerate("111011100111111110000"):
+        monkeypatch.setenv(native.SWITCH, switch)
+        steps_R1 = torch.tensor([[-1 if step >= {1: 9, 4: 2}.get(row, 21) else step] for row in range(6)])
+        made = lattice.added(x_SRD[step], ThreadLayout.build(lattice.config, steps_R1, ids, lattice_rows, cache))
+        torch.testing.assert_close(made, expected[step], rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
 def test_watchers_and_gradients_take_the_operators() -> None:
@@ -253,6 +290,33 @@ def test_is_compiled_once_and_quietly(
     assert [made] == list((tmp_path / "lace").iterdir())
     assert before == (made.stat().st_mtime_ns, made.stat().st_ino)
     assert capfd.readouterr() == ("", "")
+
+
+BUILD = """
+import sys
+from lace.lattice import native
+print("ready", flush=True)
+sys.stdin.readline()
+print(native.kernel() is not None)
+"""
+
+
+def test_processes_that_build_at_once_all_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ways = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", BUILD], **ways) for _ in range(4)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate()[0] for process in processes] == ["True\n"] * 4
+    (left,) = (tmp_path / "lace").iterdir()
+    before = left.stat()
+    monkeypatch.setattr(native, "kernel", native.kernel.__wrapped__)
+    lattice, x_SRD = new_lattice(), torch.randn(3, 6, WIDTH)
+    found, expected = (walk(lattice, IN_ORDER, x_SRD, {}, by_kernel=by_kernel)[0] for by_kernel in (True, False))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    assert left.stat() == before
 
 
 @pytest.mark.parametrize("open_place", [".", "lace"])

@@ -236,10 +236,8 @@ class RollingLatticeCache(LatticeCache):
         self.steps_LSN[places, steps, threads] = -1
 
     def _describe_window(self) -> None:
-        """Makes the mask anew, and the null entries, which stand before the window."""
-        lattices, slots, threads = self._box(self.window.first, self.window.end)
-        places = slice(1 + slots.start, 1 + slots.stop)
-        self.added_LNSN[lattices, threads, places, threads] = self._added(self.steps_LSN[lattices, slots, threads] < 0)
+        """The mask has to be made anew; and the null entries, which stand before the window."""
+        self.masked = self.window.first
         self._write_null_slot()
 
     def drop(self, gone: set[int], threads: int) -> list[int]:

@@ -126,10 +126,9 @@ class StaticLatticeCache(LatticeCache):
             Nothing of use: the slot is known to the device only.
         """
         steps_L1N = steps_LNT.transpose(1, 2)
-        self.unwritten_LTN = steps_L1N < 0
         self.place_1 = self.step_1.remainder(self.slots) + 1
         self.steps_LPN.index_copy_(1, self.place_1, steps_L1N)
-        shown_1, hidden_L1N = self.place_1, self.unwritten_LTN
+        shown_1, hidden_L1N = self.place_1, steps_L1N < 0
         if self.config.visibility == "strict":
             self.added_LNSN.index_fill_(2, self.place_1, -torch.inf)
             shown_1 = (self.step_1 - 1).remainder(self.slots) + 1
@@ -138,7 +137,12 @@ class StaticLatticeCache(LatticeCache):
         return slice(0, 1)
 
     def update(
-        self, layer: int, slots: slice, keys_LTNK: torch.Tensor, values_LTNK: torch.Tensor
+        self,
+        layer: int,
+        slots: slice,
+        keys_LTNK: torch.Tensor,
+        values_LTNK: torch.Tensor,
+        unwritten_LTN: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         raise AssertionError("no usual step of decoding; give the engine static=False")
 
@@ -148,8 +152,11 @@ class StaticLatticeCache(LatticeCache):
     def read_with_null(self, stop: int) -> torch.Tensor:
         return super().read_with_null(self.reach)
 
-    def added_to_scores(self, stop: int) -> torch.Tensor:
-        return super().added_to_scores(self.reach)
+    def added_to_scores(self, stop: int, unwritten_LTN: torch.Tensor) -> torch.Tensor:
+        return super().added_to_scores(self.reach, unwritten_LTN)
+
+    def _mask(self, stop: int) -> None:
+        """A pass does it, see `advance`."""
 
     def keep_lattices(self, index_L: torch.Tensor) -> None:
         super().keep_lattices(index_L)

@@ -27,7 +27,7 @@ from torch import nn
 from lace.lattice.cache import DecodingWeights, LatticeCache
 from lace.lattice.config import LatticeConfig
 from lace.lattice.grid import RowGrid
-from lace.lattice.native import NativeLayer, NativeStep, usable
+from lace.lattice.native import NativeLayer, NativeRows, NativeStep, usable
 from lace.lattice.rope import half_turned, rotate, turned_angles
 from lace.lattice.visibility import visible
 
@@ -100,6 +100,11 @@ class ThreadLayout:
     def written_RT(self) -> torch.Tensor:
         """Which tokens are in the lattice: what threads have written, not prompt and padding."""
         return self.steps_RT >= 0
+
+    @cached_property
+    def unwritten_LTN(self) -> torch.Tensor:
+        """Threads that are not there, or have nothing to write."""
+        return self.steps_LNT.transpose(1, 2) < 0
 
     @cached_property
     def angles(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,7 +184,7 @@ class ThreadLayout:
     def step_added_to_scores(self) -> torch.Tensor:
         """(L, 1, N, E) of a step of decoding, from the cache."""
         assert self.cache is not None
-        return self.cache.added_to_scores(self.step_end)
+        return self.cache.added_to_scores(self.step_end, self.unwritten_LTN)
 
     @cached_property
     def step_entries(self) -> tuple[torch.Tensor, ...]:
@@ -196,7 +201,9 @@ class ThreadLayout:
         kernel = usable(cache.entries.device, cache.entries.dtype)
         if kernel is None:
             return None
-        return NativeStep(kernel, cache, self.grid, self.slots.start, self.step_end, self.angles)
+        if cache.native_rows is None or not cache.native_rows.are_those_of(cache, self.grid):
+            cache.native_rows = NativeRows(cache, self.grid)
+        return NativeStep(kernel, cache.native_rows, self.slots.start, self.step_end, self.angles)
 
 
 def read_by_sdpa(
@@ -275,7 +282,7 @@ class LatticeAttention(nn.Module):
         k_LTNK = k_RTK[layout.rows_LN].transpose(1, 2)
         v_LTNK = v_RTK[layout.rows_LN].transpose(1, 2)
         if layout.cache is not None:
-            k_LTNK, v_LTNK = layout.cache.update(self.index, layout.slots, k_LTNK, v_LTNK)
+            k_LTNK, v_LTNK = layout.cache.update(self.index, layout.slots, k_LTNK, v_LTNK, layout.unwritten_LTN)
         # Every head of every thread reads the same keys: expanded, not copied.
         q_LHNTK = q_RTHK[layout.rows_LN].permute(0, 3, 1, 2, 4)
         null_L1K = self.null_key.to(k_LTNK.dtype).expand(len(k_LTNK), 1, dim)
@@ -334,7 +341,7 @@ class LatticeAttention(nn.Module):
         qkv_LNX = qkv_RX.view(lattices, threads, -1) if grid.in_order else qkv_RX[grid.rows_LN]
         entries_L1NX = qkv_LNX[:, None, :, keys:]
         if not grid.in_order:
-            entries_L1NX = entries_L1NX.masked_fill(cache.unwritten_LTN[..., None], 0)
+            entries_L1NX = entries_L1NX.masked_fill(layout.unwritten_LTN[..., None], 0)
         cache.write(self.index, layout.slots, entries_L1NX)
         k_LEK, v_LEK = layout.step_entries[self.index].flatten(1, 2).chunk(2, dim=-1)
         q_LNHK = qkv_LNX[..., :keys].view(lattices, threads, heads, dim)

@@ -2,7 +2,7 @@
 
 One buffer holds keys and values side by side, and before the first step a slot of null entries, so that a step writes
 one place and reads one contiguous piece. Beside it grows the mask of who may read what: an entry that can be read stays
-readable, so each step adds its own entries and nothing else.
+readable, so whoever asks for the mask adds the entries that have come since, and nothing else.
 
 Shape letters: Y grafted layers, L lattices, N threads of a lattice, S steps, T steps of a pass, K dimensions of a head.
 """
@@ -68,6 +68,8 @@ class LatticeCache:
         """By the layer's place among the grafted ones."""
         self.native_layers: dict[int, Any] = {}
         """The same as compiled code takes them, see `lace.lattice.native`."""
+        self.native_rows: Any = None
+        """Buffers and rows of the last pass, likewise."""
         self._write_null_slot()
 
     def _allocate(self, lattices: int, threads: int, steps: int) -> None:
@@ -79,6 +81,8 @@ class LatticeCache:
         """Step of each entry, -1 where nothing was written."""
         self.added_LNSN = new.new_empty(lattices, threads, 1 + steps, threads)
         """What is added to the scores of a thread (N) for each entry (S, N): 0 if it may be read, else -inf."""
+        self.masked = 0
+        """Slot before which `added_LNSN` says so."""
         self._never = new.new_tensor(-torch.inf)
         between_NN = new.new_zeros(threads, threads)
         self._between_NN = between_NN if self.config.read_self else between_NN.fill_diagonal_(-torch.inf)
@@ -136,12 +140,16 @@ class LatticeCache:
         return torch.where(unwritten_LTN[:, None], self._never, between_NN[:, None])
 
     def _mark(self, slots: slice, steps_LNT: torch.Tensor) -> None:
-        steps_LTN = steps_LNT.transpose(1, 2)
-        self.unwritten_LTN = steps_LTN < 0
-        """Of the running pass: threads that are not there, or have nothing to write."""
-        self.steps_LSN[self._box(slots.start, slots.stop)] = steps_LTN
-        lattices, places, threads = self._box(1 + slots.start, 1 + slots.stop)
-        self.added_LNSN[lattices, threads, places, threads] = self._added(self.unwritten_LTN)
+        self.steps_LSN[self._box(slots.start, slots.stop)] = steps_LNT.transpose(1, 2)
+
+    def _mask(self, stop: int) -> None:
+        """Completes the mask up to slot `stop`; where the null entries stand now, it is theirs."""
+        start = max(self.masked, self.first)
+        if start < stop:
+            lattices, places, threads = self._box(1 + start, 1 + stop)
+            unwritten_LSN = self.steps_LSN[self._box(start, stop)] < 0
+            self.added_LNSN[lattices, threads, places, threads] = self._added(unwritten_LSN)
+            self.masked = stop
 
     # --- a forward pass -----------------------------------------------------------------------------------------
 
@@ -168,12 +176,17 @@ class LatticeCache:
         self.entries[(layer, *self._box(1 + slots.start, 1 + slots.stop))] = entries_LTNX
 
     def update(
-        self, layer: int, slots: slice, keys_LTNK: torch.Tensor, values_LTNK: torch.Tensor
+        self,
+        layer: int,
+        slots: slice,
+        keys_LTNK: torch.Tensor,
+        values_LTNK: torch.Tensor,
+        unwritten_LTN: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes one layer's new entries; returns what `read` does."""
         entries_LTNX = torch.cat((keys_LTNK, values_LTNK), dim=-1)
         # What is given for a thread that is not there is the entry of some row of another lattice.
-        self.write(layer, slots, entries_LTNX.masked_fill(self.unwritten_LTN[..., None], 0))
+        self.write(layer, slots, entries_LTNX.masked_fill(unwritten_LTN[..., None], 0))
         return self.read(layer, slots)
 
     def read(self, layer: int, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,12 +204,13 @@ class LatticeCache:
         assert self.source_L is None
         return self.entries[(slice(None), *self._box(self.first, 1 + stop))]
 
-    def added_to_scores(self, stop: int) -> torch.Tensor:
+    def added_to_scores(self, stop: int, unwritten_LTN: torch.Tensor) -> torch.Tensor:
         """(L, 1, N, E) for the entries of `read_with_null`, in a pass of one step; threads that write nothing in it
         read nothing either."""
+        self._mask(stop)
         lattices, places, threads = self._box(self.first, 1 + stop)
         added_LNSN = self.added_LNSN[lattices, threads, places, threads]
-        torch.mul(self.unwritten_LTN[:, 0], NOTHING_BUT_NULL, out=added_LNSN[:, :, 0, 0])
+        torch.mul(unwritten_LTN[:, 0], NOTHING_BUT_NULL, out=added_LNSN[:, :, 0, 0])
         return added_LNSN.flatten(2)[:, None]
 
     def _as_read(self, entries_L: torch.Tensor) -> torch.Tensor:

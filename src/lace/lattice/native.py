@@ -34,6 +34,7 @@ SOURCE = Path(__file__).with_name("decode_step.c")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
 OPENMP = "-fopenmp"
+"""The pool of threads is torch's: it loads its runtime for all (RTLD_GLOBAL), so that our calls go there as well."""
 PATIENCE = 120
 """Seconds for the compiler, which takes less than one."""
 LANES = 16
@@ -204,64 +205,74 @@ def _panels(weight_DO: torch.Tensor) -> torch.Tensor:
     return padded_DO.view(len(padded_DO), -1, LANES).transpose(0, 1).contiguous()
 
 
+class NativeRows:
+    """Which rows are which threads, and where their entries lie: the same from step to step, until rows come or go.
+
+    Args:
+        cache: whose slots the host knows.
+        grid: of its running pass.
+    """
+
+    def __init__(self, cache: LatticeCache, grid: RowGrid) -> None:
+        lattices, threads = grid.lattice_rows.shape
+        starts, steps_LSN, entries = cache.starts, cache.steps_LSN, cache.entries
+        assert starts is not None
+        self.grid, self.starts, self.steps_LSN, self.entries = grid, list(starts), steps_LSN, entries
+        self.count = len(grid.thread_ids)
+        self.rows_LN, self.starts_L = grid.lattice_rows.long().contiguous(), (c_int64 * lattices)(*starts)
+        # What follows knows no bounds.
+        assert all(used <= there for used, there in zip((lattices, threads), steps_LSN.shape[::2], strict=True))
+        layer, lattice, place, *inner = entries.stride()
+        assert (*inner, steps_LSN.stride(2)) == (entries.shape[-1], 1, 1)
+        self.step = _Step(
+            rows=self.count,
+            lattices=lattices,
+            threads=threads,
+            horizon=cache.config.horizon,
+            read_self=cache.config.read_self,
+            row_of=self.rows_LN.data_ptr(),
+            starts=ctypes.addressof(self.starts_L),
+            steps=steps_LSN.data_ptr(),
+            steps_lattice=steps_LSN.stride(0),
+            steps_slot=steps_LSN.stride(1),
+            entries_lattice=lattice,
+            entries_slot=place,
+        )
+        """Without what differs from step to step."""
+        size, begin = entries.element_size(), entries.data_ptr()
+        self.layers = [begin + size * (number * layer + place) for number in range(len(entries))]
+        """Entries of each layer, behind the null slot."""
+
+    def are_those_of(self, cache: LatticeCache, grid: RowGrid) -> bool:
+        """Whether nothing has changed."""
+        same = grid is self.grid and cache.entries is self.entries and cache.steps_LSN is self.steps_LSN
+        return same and cache.starts == self.starts
+
+
 class NativeStep:
-    """A step of decoding for all layers: who is where, and what is read.
+    """A step of decoding for all layers.
 
     Args:
         function: see `usable`.
-        cache: whose slots the host knows.
-        grid: of the step.
+        rows: of the step.
         slot: that it writes.
         stop: slot before which it reads.
         angles: cosine and sine of the rows, both (R, 1, K) in float32.
     """
 
     def __init__(
-        self,
-        function: Kernel,
-        cache: LatticeCache,
-        grid: RowGrid,
-        slot: int,
-        stop: int,
-        angles: tuple[torch.Tensor, torch.Tensor],
+        self, function: Kernel, rows: NativeRows, slot: int, stop: int, angles: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
-        lattices, threads = grid.lattice_rows.shape
-        starts = cache.starts
-        assert starts is not None
-        rows_LN = grid.lattice_rows.long().contiguous()
-        starts_L = (c_int64 * lattices)(*starts)
         cosines, sines = (angle.contiguous() for angle in angles)
-        steps_LSN, entries = cache.steps_LSN, cache.entries
-        self.call, self.kept = function.call, (rows_LN, starts_L, cosines, sines, steps_LSN, entries)
-        # What follows knows no bounds.
-        assert all(used <= there for used, there in zip((lattices, slot + 1, threads), steps_LSN.shape, strict=True))
+        assert slot < rows.steps_LSN.shape[1]
+        assert len(cosines) == rows.count
         assert cosines.dtype == torch.float32
-        layer, lattice, place, *inner = entries.stride()
-        assert (*inner, steps_LSN.stride(2)) == (entries.shape[-1], 1, 1)
-        self.given = byref(
-            _Step(
-                len(cosines),
-                lattices,
-                threads,
-                slot,
-                stop,
-                cache.config.horizon,
-                cache.config.read_self,
-                torch.get_num_threads(),
-                rows_LN.data_ptr(),
-                ctypes.addressof(starts_L),
-                steps_LSN.data_ptr(),
-                *steps_LSN.stride()[:2],
-                lattice,
-                place,
-                cosines.data_ptr(),
-                sines.data_ptr(),
-            )
-        )
-        self.dtype = entries.dtype
-        size, begin = entries.element_size(), entries.data_ptr()
-        self.entries = [begin + size * (number * layer + place) for number in range(len(entries))]
-        """Of each layer, behind the null slot."""
+        self.call, self.kept = function.call, (rows, cosines, sines)
+        self.dtype, self.entries = rows.entries.dtype, rows.layers
+        step = _Step.from_buffer_copy(rows.step)
+        step.slot, step.stop, step.processors = slot, stop, torch.get_num_threads()
+        step.cosines, step.sines = cosines.data_ptr(), sines.data_ptr()
+        self.given = byref(step)
 
     def added(self, layer: NativeLayer, index: int, x_RD: torch.Tensor) -> torch.Tensor:
         """The SDPA output and what the threads' reading adds to it, (R, D); writes the entries of the step.
