@@ -189,27 +189,35 @@ def test_joining_and_leaving_a_rolling_batch_changes_no_bit(monkeypatch: pytest.
     assert torch.equal(among, run(others=False))
 
 
-def test_threads_of_the_processor_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def _share_out(_: int) -> None:
     lattice, x_SRD = new_lattice(num_heads=4, time_dims=32), torch.randn(24, 60, WIDTH)
     made = []
     for count in (1, 2):
-        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        torch.set_num_threads(count)
         made.append(walk(lattice, [list(range(50)), [*range(50, 60), *[-1] * 40]], x_SRD, {}, by_kernel=True)[0])
     assert torch.equal(*made)
 
 
+def _count_threads(_: int) -> None:
+    lattice, x_SRD = new_lattice(num_heads=4, time_dims=32), torch.randn(24, 60, WIDTH)
+    torch.set_num_threads(3)
+    torch.randn(1000, 1000).exp().sum()
+    before = os.listdir("/proc/self/task")
+    assert len(before) >= 3
+    walk(lattice, [list(range(60))], x_SRD, {}, by_kernel=True)
+    assert os.listdir("/proc/self/task") == before
+
+
+# In processes of their own: with a pool of threads this one could not be forked any more, as other tests do.
+
+
+def test_threads_of_the_processor_change_no_bit() -> None:
+    torch.multiprocessing.spawn(_share_out)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_threads_of_the_processor_are_those_of_torch() -> None:
-    lattice, x_SRD, count = new_lattice(num_heads=4, time_dims=32), torch.randn(24, 60, WIDTH), torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        torch.randn(1000, 1000).exp().sum()
-        before = os.listdir("/proc/self/task")
-        assert len(before) >= 3
-        walk(lattice, [list(range(60))], x_SRD, {}, by_kernel=True)
-        assert os.listdir("/proc/self/task") == before
-    finally:
-        torch.set_num_threads(count)
+    torch.multiprocessing.spawn(_count_threads)
 
 
 @pytest.mark.parametrize("settings", [{}, {"visibility": "causal", "horizon": 4}], ids=str)
