@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from make_tables import placed
 from rich.console import Console
 from student import trained_tokenizer, write_bytes_tokenizer
 from transformers import AutoTokenizer
@@ -51,9 +52,8 @@ def samples(folder: Path) -> str:
         run_pipeline(_config(server.url, folder / "run", bytes_tokenizer))
         trained_tokenizer(folder / "run", VOCABULARY).save_pretrained(words)
         run_pipeline(_config(server.url, folder / "run", words))
-    items = [find_item(folder / "run", name)[0] for name in SHOWN]
-    shown = "\n".join(_shown(item) for item in items if item is not None)
-    assert items[0] is not None
+    items = [_item(folder / "run", name) for name in SHOWN]
+    shown = "\n".join(map(_shown, items))
     return f"```\n{shown}```\n\n{ABOUT_WRITTEN}\n\n```\n{_written(items[0], words)}\n```\n"
 
 
@@ -68,6 +68,12 @@ def _config(url: str, out: Path, tokenizer: Path) -> DataConfig:
     values["steps"], values["notes"] = {"max_tokens": 4000}, {"max_tokens": 400}
     values["lattices"]["balance"] = 0
     return validate(values, str(CONFIG))
+
+
+def _item(run: Path, name: str) -> Item:
+    item, _ = find_item(run, name)
+    assert item is not None
+    return item
 
 
 def _shown(item: Item) -> str:
@@ -87,9 +93,7 @@ def _written(item: Item, words: Path) -> str:
 
 def render(text: str, made: str) -> str:
     """A page's text with samples in it."""
-    before, behind = text.split(BEGIN)
-    _, behind = behind.split(END)
-    return f"{before}{BEGIN}{made}{END}{behind}"
+    return placed(text, BEGIN, END, made)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,15 @@ def render(text: str) -> str:
         report = json.loads(path.read_text(encoding="utf-8"))
         kind = next((kind for kind in TABLES if kind in report), "bench")
         table = TABLES[kind](report)
-        begin, end = f"<!-- {path.stem} -->\n", f"<!-- end {path.stem} -->"
-        before, behind = text.split(begin)
-        _, behind = behind.split(end)  # fails where a page lacks the mark, rather than losing what stands behind
-        text = f"{before}{begin}{table}\n{end}{behind}"
+        text = placed(text, f"<!-- {path.stem} -->\n", f"<!-- end {path.stem} -->", f"{table}\n")
     return text
+
+
+def placed(text: str, begin: str, end: str, made: str) -> str:
+    """A page's text with what was made between two marks."""
+    before, behind = text.split(begin)
+    _, behind = behind.split(end)  # fails where a page lacks the mark, rather than losing what stands behind
+    return f"{before}{begin}{made}{end}{behind}"
 
 
 def recording(report: dict[str, Any]) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from pathlib import Path
-from types import ModuleType
 
 # Before any library reads them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,24 +34,3 @@ def base(family: str) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def make_tables() -> ModuleType:
-    """The script that writes the tables of README and docs, as a module."""
-    return _script_of_docs("make_tables")
-
-
-@pytest.fixture(scope="session")
-def make_samples() -> ModuleType:
-    """The script that writes the sample lattices of docs/data.md, as a module."""
-    return _script_of_docs("make_samples")
-
-
-def _script_of_docs(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

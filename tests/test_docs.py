@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
+import make_samples
+import make_tables
 import pytest
 
 from lace.viz.page import LIVE, VIEWER
@@ -15,7 +16,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.parametrize("name", ["viewing", "speed", "data", "evidence"])
-def test_tables_are_made_from_the_result_files(make_tables: ModuleType, name: str) -> None:
+def test_tables_are_made_from_the_result_files(name: str) -> None:
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     names = {path.stem for path in (DOCS / "results" / name).glob("*.json")}
     assert names
@@ -23,7 +24,7 @@ def test_tables_are_made_from_the_result_files(make_tables: ModuleType, name: st
     assert make_tables.render(page) == page
 
 
-def test_sample_lattices_are_what_the_pipeline_makes(make_samples: ModuleType, tmp_path: Path) -> None:
+def test_sample_lattices_are_what_the_pipeline_makes(tmp_path: Path) -> None:
     page = (DOCS / "data.md").read_text(encoding="utf-8")
     made = make_samples.render(page, make_samples.samples(tmp_path))
     assert _without_times_and_keys(made) == _without_times_and_keys(page)

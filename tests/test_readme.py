@@ -7,15 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import make_tables
 import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_tables_are_made_from_the_result_files(make_tables: ModuleType) -> None:
+def test_tables_are_made_from_the_result_files() -> None:
     names = {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
     assert names
     assert names == set(re.findall(r"<!-- end (\w+) -->", README))

@@ -82,6 +82,22 @@ def walk(
     return torch.stack(made), cache
 
 
+def both_ways(
+    lattice: LatticeAttention, grid: list[list[int]], x_SRD: torch.Tensor, ends: dict[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the layer makes of the rows by compiled code, and by operators."""
+    found, expected = (walk(lattice, grid, x_SRD, ends, by_kernel=by_kernel)[0] for by_kernel in (True, False))
+    return found, expected
+
+
+def assert_close(
+    found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5, *, among: torch.Tensor | None = None
+) -> None:
+    """Within a share of each number, or of the largest one, which may stand among others."""
+    largest = (expected if among is None else among).abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * largest)
+
+
 @pytest.mark.parametrize("grid", [IN_ORDER, WITH_GAPS, [[0, 1, 2, 3, 4, 5]]], ids=["in order", "with gaps", "one"])
 @pytest.mark.parametrize(
     "settings",
@@ -103,8 +119,7 @@ def test_equals_operators(settings: dict[str, object], grid: list[list[int]]) ->
     (found, cache), (expected, other) = (
         walk(lattice, grid, x_SRD, {1: 9, 4: 2}, by_kernel=by_kernel) for by_kernel in (True, False)
     )
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
+    assert_close(found, expected)
     written = other.steps_LSN >= 0
     torch.testing.assert_close(cache.written[0][written], other.written[0][written], rtol=1e-5, atol=1e-5)
     assert torch.equal(found[9:, 1], x_SRD[9:, 1])  # who has ended reads nothing
@@ -114,9 +129,7 @@ def test_equals_operators(settings: dict[str, object], grid: list[list[int]]) ->
 def test_equals_operators_in_bfloat16() -> None:
     """Both stand as far from float32, and each other, as bfloat16 rounds; compiled code rounds less often."""
     lattice, x_SRD = new_lattice(torch.bfloat16), torch.randn(21, 6, WIDTH).bfloat16()
-    found, expected = (
-        walk(lattice, WITH_GAPS, x_SRD, {1: 9, 4: 2}, by_kernel=by_kernel)[0].float() for by_kernel in (True, False)
-    )
+    found, expected = (made.float() for made in both_ways(lattice, WITH_GAPS, x_SRD, {1: 9, 4: 2}))
     exact = walk(lattice.float(), WITH_GAPS, x_SRD.float(), {1: 9, 4: 2}, by_kernel=False)[0]
     scale = exact.abs().max()
     assert (found - exact).abs().max() < 0.02 * scale
@@ -125,17 +138,17 @@ def test_equals_operators_in_bfloat16() -> None:
 
 def test_equals_operators_over_long_caches() -> None:
     lattice, x_SRD = new_lattice(), torch.randn(300, 6, WIDTH)
-    found, expected = (walk(lattice, IN_ORDER, x_SRD, {1: 200}, by_kernel=by_kernel)[0] for by_kernel in (True, False))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    found, expected = both_ways(lattice, IN_ORDER, x_SRD, {1: 200})
+    assert_close(found, expected)
 
 
 def test_great_scores_overflow_nowhere() -> None:
     lattice, x_SRD = new_lattice(), torch.randn(12, 6, WIDTH)
     with torch.no_grad():
         lattice.qkvg_proj.weight[: lattice.split[0]] *= 1e4
-    found, expected = (walk(lattice, IN_ORDER, x_SRD, {}, by_kernel=by_kernel)[0] for by_kernel in (True, False))
+    found, expected = both_ways(lattice, IN_ORDER, x_SRD, {})
     assert found.isfinite().all()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    assert_close(found, expected, 1e-3)
 
 
 def test_others_change_no_bit() -> None:
@@ -262,7 +275,7 @@ def test_operators_go_on_where_compiled_code_was(
         monkeypatch.setenv(native.SWITCH, switch)
         steps_R1 = torch.tensor([[-1 if step >= {1: 9, 4: 2}.get(row, 21) else step] for row in range(6)])
         made = lattice.added(x_SRD[step], ThreadLayout.build(lattice.config, steps_R1, ids, lattice_rows, cache))
-        torch.testing.assert_close(made, expected[step], rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+        assert_close(made, expected[step], among=expected)
 
 
 def test_watchers_and_gradients_take_the_operators() -> None:
@@ -322,8 +335,8 @@ def test_processes_that_build_at_once_all_have_it(tmp_path: Path, monkeypatch: p
     before = left.stat()
     monkeypatch.setattr(native, "kernel", native.kernel.__wrapped__)
     lattice, x_SRD = new_lattice(), torch.randn(3, 6, WIDTH)
-    found, expected = (walk(lattice, IN_ORDER, x_SRD, {}, by_kernel=by_kernel)[0] for by_kernel in (True, False))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    found, expected = both_ways(lattice, IN_ORDER, x_SRD, {})
+    assert_close(found, expected)
     assert left.stat() == before
 
 

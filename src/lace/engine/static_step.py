@@ -12,7 +12,7 @@ Shape letters: R rows, C columns, V vocabulary, L lattices, N threads, S steps, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import PreTrainedModel
@@ -136,14 +136,7 @@ class StaticLatticeCache(LatticeCache):
         self.added_LNSN.index_copy_(2, shown_1, self._added(hidden_L1N))
         return slice(0, 1)
 
-    def update(
-        self,
-        layer: int,
-        slots: slice,
-        keys_LTNK: torch.Tensor,
-        values_LTNK: torch.Tensor,
-        unwritten_LTN: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, *given: Any, **named: Any) -> NoReturn:
         raise AssertionError("no usual step of decoding; give the engine static=False")
 
     def write(self, layer: int, slots: slice, entries_LTNX: torch.Tensor) -> None:
