@@ -17,7 +17,7 @@ from lace.engine.result import LatticeResult, ThreadResult
 from lace.engine.selection import choose_thread
 from lace.lattice.graft import graft
 from lace.train.grpo import GRPOSettings, LatticeGRPO, Question
-from lace.train.policy_loss import group_advantages, policy_loss, thread_advantages, token_logprobs
+from lace.train.policy_loss import divergence, group_advantages, policy_loss, thread_advantages, token_logprobs
 from lace.train.rewards import RewardWeights, lattice_reward, token_diversity, well_formed
 from tiny import SHAPE, tiny_config, wake
 
@@ -137,7 +137,7 @@ class _Same:
 
 SETTINGS = GRPOSettings(
     steps=4,
-    threads=3,
+    threads=(3,),
     max_tokens=8,
     questions_per_step=2,
     lattices_per_question=4,
@@ -170,16 +170,16 @@ def test_sampled_and_recomputed_logprobs_agree(tokenizer: PreTrainedTokenizerFas
     assert told["logprob_gap"] < 1e-4
 
 
-@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("held", [{}, {"kl_weight": 0.1}, {"rehearsal_lattices": 4, "rehearsal_weight": 0.1}])
 def test_gradient_does_not_depend_on_micro_batches(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, earn: None, kl_weight: float
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, earn: None, held: dict
 ) -> None:
     gradients, told = [], []
-    reference = _model(tokenizer, seed=1).eval() if kl_weight else None
+    reference = _model(tokenizer, seed=1).eval() if held else None
     for size in (8, 3, 1):
-        settings = replace(SETTINGS, lattices_per_forward=size, kl_weight=kl_weight, learning_rate=0.0)
-        trainer = LatticeGRPO(_model(tokenizer), tokenizer, _Same(), settings, tmp_path, reference)
-        rollouts = trainer.rollout()
+        settings = replace(SETTINGS, lattices_per_forward=size, learning_rate=0.0, **held)
+        trainer = LatticeGRPO(_model(tokenizer), tokenizer, _Same(), settings, tmp_path, reference, _Same())
+        rollouts, rehearsed = trainer.rollout(), trainer.rehearse()
         assert torch.stack([rollout.advantages_N for rollout in rollouts]).abs().max() > 0.5
         seen: dict[str, torch.Tensor] = {}
 
@@ -187,10 +187,11 @@ def test_gradient_does_not_depend_on_micro_batches(
             seen.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
         trainer.optimizer.optimizer.register_step_pre_hook(keep)
-        told.append(trainer.learn(rollouts))
+        told.append(trainer.learn(rollouts, rehearsed))
         gradients.append(seen)
     for other in told[1:]:
-        for name in ("loss", "grad_norm"):
+        assert other.keys() == told[0].keys()
+        for name in {"loss", "grad_norm", "rehearsal_kl"} & other.keys():
             assert other[name] == pytest.approx(told[0][name], rel=1e-4, abs=1e-6)
     assert gradients[0]
     for other in gradients[1:]:
@@ -239,19 +240,21 @@ def test_reward_rises(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, earn: 
 def test_killed_and_resumed_equals_unbroken(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, earn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = replace(SETTINGS, threads=(3, 2), rehearsal_lattices=2)
+
     def run(output: Path) -> PreTrainedModel:
         model = _model(tokenizer)
-        LatticeGRPO(model, tokenizer, _Same(), SETTINGS, output).train()
+        LatticeGRPO(model, tokenizer, _Same(), settings, output, _model(tokenizer, seed=1), _Same()).train()
         return model
 
     unbroken = run(tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         learn = LatticeGRPO.learn
 
-        def deadly(self: LatticeGRPO, rollouts: object) -> dict[str, float]:
+        def deadly(self: LatticeGRPO, rollouts: object, rehearsed: object) -> dict[str, float]:
             if self.step == 3:
                 raise KeyboardInterrupt
-            return learn(self, rollouts)  # type: ignore[arg-type]
+            return learn(self, rollouts, rehearsed)  # type: ignore[arg-type]
 
         patch.setattr(LatticeGRPO, "learn", deadly)
         with pytest.raises(KeyboardInterrupt):
@@ -272,8 +275,10 @@ def test_killed_and_resumed_equals_unbroken(
     ("wrong", "message"),
     [
         ({"lattices_per_question": 1}, "lattices_per_question must be at least 2"),
-        ({"threads": 0}, "threads must be at least 1, not 0"),
-        ({"threads": 257}, "threads must be at most 256, not 257"),
+        ({"threads": (4, 0)}, r"threads must be numbers from 1 to 256, not \[4, 0\]"),
+        ({"threads": (257,)}, r"threads must be numbers from 1 to 256, not \[257\]"),
+        ({"threads": ()}, "threads must be numbers from 1 to 256"),
+        ({"rehearsal_weight": -1.0}, "rehearsal_weight must be 0 or more, not -1.0"),
         ({"lattices_per_forward": 0}, "lattices_per_forward must be at least 1"),
         ({"diversity": "words"}, "diversity must be tokens or embeddings, not 'words'"),
         ({"temperature": 0.0}, "temperature must be above 0, not 0.0"),
@@ -287,8 +292,13 @@ def test_settings_that_cannot_be(wrong: dict[str, object], message: str) -> None
 
 
 def test_a_run_that_cannot_be(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs a reference model"):
+    with pytest.raises(ValueError, match="need a reference model"):
         LatticeGRPO(_model(tokenizer), tokenizer, _Same(), replace(SETTINGS, kl_weight=0.1), tmp_path)
+    rehearsing = replace(SETTINGS, rehearsal_lattices=2)
+    with pytest.raises(ValueError, match="rehearsal_lattices need a reference model"):
+        LatticeGRPO(_model(tokenizer), tokenizer, _Same(), rehearsing, tmp_path, rehearsal=_Same())
+    with pytest.raises(ValueError, match="needs questions to rehearse"):
+        LatticeGRPO(_model(tokenizer), tokenizer, _Same(), rehearsing, tmp_path, _model(tokenizer))
     with pytest.raises(ValueError, match="carries no lattice"):
         LatticeGRPO(Qwen3ForCausalLM(Qwen3Config(**SHAPE)), tokenizer, _Same(), SETTINGS, tmp_path)
     embeddings = replace(SETTINGS, diversity="embeddings", embedding_model=str(tmp_path / "nowhere"))
@@ -296,6 +306,44 @@ def test_a_run_that_cannot_be(tokenizer: PreTrainedTokenizerFast, tmp_path: Path
         LatticeGRPO(_model(tokenizer), tokenizer, _Same(), embeddings, tmp_path)
     with pytest.raises(ValueError, match="no_such_tracker is not installed"):
         LatticeGRPO(_model(tokenizer), tokenizer, _Same(), SETTINGS, tmp_path, report_to="no_such_tracker")
+
+
+def test_steps_take_their_numbers_of_threads_in_turns(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, threads=(3, 2), rehearsal_lattices=3, rehearsal_max_tokens=5)
+    trainer = LatticeGRPO(_model(tokenizer), tokenizer, _Same(), settings, tmp_path, _model(tokenizer), _Same())
+    seen = []
+    for trainer.step in range(3):
+        rollouts, rehearsed = trainer.rollout(), trainer.rehearse()
+        widths = {len(rollout.result.threads) for rollout in rollouts} | {len(each.tokens) for each in rehearsed}
+        seen.append(widths)
+        assert [rollout.advantages_N.shape for rollout in rollouts] == [(*widths,)] * 8
+        assert len(rehearsed) == 3
+        assert all(sum(learned) <= 5 for lattice in rehearsed for learned in lattice.learned)
+    assert seen == [{3}, {2}, {3}]
+
+
+def test_rehearsal_holds_the_model_to_the_reference(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Nothing is earned here, so that all that can be learned is to be as the reference, which another seed made."""
+    settings = replace(SETTINGS, steps=30, rehearsal_lattices=4, rehearsal_weight=3.0, learning_rate=1e-2)
+    settings = replace(settings, rewards=RewardWeights(correct=0.0, form=0.0, diversity=0.0))
+    reference = _model(tokenizer, seed=1)
+    before = {name: p.detach().clone() for name, p in reference.named_parameters()}
+    LatticeGRPO(_model(tokenizer), tokenizer, _Same(), settings, tmp_path, reference, _Same()).train()
+    divergences = [line["rehearsal_kl"] for line in _log(tmp_path)]
+    assert divergences[-1] < 0.3 * divergences[0]
+    assert all(line["loss"] == 0 for line in _log(tmp_path))
+    assert all(torch.equal(p, before[name]) for name, p in reference.named_parameters())
+
+
+def test_divergence_of_whole_distributions() -> None:
+    torch.manual_seed(0)
+    logits, reference = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    learned = torch.tensor([[True, False, True], [False, False, True]])
+    expected = 0.0
+    for row, place in ((0, 0), (0, 2), (1, 2)):
+        p, q = reference[row, place].softmax(-1), logits[row, place].softmax(-1)
+        expected += float((p * (p / q).log()).sum())
+    assert float(divergence(logits, reference, learned)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")

@@ -57,7 +57,13 @@ class _Questions:
 
 
 SETTINGS = GRPOSettings(
-    steps=2, threads=3, max_tokens=8, questions_per_step=2, lattices_per_question=2, learning_rate=1e-3, warmup_steps=1
+    steps=2,
+    threads=(3,),
+    max_tokens=8,
+    questions_per_step=2,
+    lattices_per_question=2,
+    learning_rate=1e-3,
+    warmup_steps=1,
 )
 
 

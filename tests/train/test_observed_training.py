@@ -108,7 +108,7 @@ def test_grpo_observes_now_and_then(
     settings = GRPOSettings(
         steps=3,
         strategy=strategy,
-        threads=3,
+        threads=(3,),
         max_tokens=8,
         questions_per_step=1,
         lattices_per_question=4,

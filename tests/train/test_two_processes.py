@@ -108,7 +108,7 @@ def _train(stage: str, output: Path, deadly: int | None = None) -> PreTrainedMod
     settings = grpo.GRPOSettings(
         steps=STEPS,
         strategy="independent" if stage == "independent" else "lace",
-        threads=3,
+        threads=(3,),
         max_tokens=8,
         questions_per_step=2,
         lattices_per_question=4,
@@ -116,11 +116,13 @@ def _train(stage: str, output: Path, deadly: int | None = None) -> PreTrainedMod
         learning_rate=1e-3,
         warmup_steps=1,
         save_every=SAVE_EVERY,
+        rehearsal_lattices=4,
+        rehearsal_max_tokens=8,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpo, "lattice_reward", _even)
         patch.setattr(grpo, "independent_reward", _even)
-        grpo.LatticeGRPO(model, tokenizer, _Questions(deadly), settings, output).train()
+        grpo.LatticeGRPO(model, tokenizer, _Questions(deadly), settings, output, _model(), _Questions(None)).train()
     return model
 
 
@@ -163,7 +165,16 @@ def _assert_same_run(stage: str, alone: Path, two: Path) -> None:
     one, other = _log(alone), _log(two)
     assert [line["step"] for line in one] == [line["step"] for line in other] == list(range(1, STEPS + 1))
     for line, same in zip(one, other, strict=True):
-        for name in line.keys() & {"loss", "grad_norm", "tokens", "reward", "diversity", "clipped", "learning_rate"}:
+        for name in line.keys() & {
+            "loss",
+            "grad_norm",
+            "tokens",
+            "rehearsal_kl",
+            "reward",
+            "diversity",
+            "clipped",
+            "learning_rate",
+        }:
             assert same[name] == pytest.approx(line[name], rel=1e-4, abs=1e-6), name
     start = dict(_model().named_parameters())
     found = torch.load(two / "final.pt")

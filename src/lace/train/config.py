@@ -157,8 +157,15 @@ class GRPOConfig(GRPOSettings):
     questions: str
     """Names of tasks, separated by commas, whose training parts are asked in turns, or a .jsonl file of lines
     `{"prompt": …, "answer": …}`."""
+    rehearsal: str | None = None
+    """The same, of what is rehearsed."""
     trackers: Tracker = "none"
     """Where the metrics go besides `log.jsonl`; needs the package of that name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.rehearsal is None) != (self.rehearsal_lattices == 0):
+            raise ValueError("rehearsal, what to ask, and rehearsal_lattices, how many of it, belong together")
 
 
 @with_config(STRICT)

@@ -7,6 +7,9 @@ One step, with G questions and K lattices for each:
     advantage    within the group of its question (policy_loss.py)       -> (G, K), shared by the N threads
     learn        log-probabilities anew, in the layout they were sampled in, whole lattices a micro-batch
 
+Other questions can be rehearsed beside them: nothing is to be earned there, but the model is to answer them as the
+reference would (pseudorehearsal, Robins 1995), since what is learned in one task is else paid for in another.
+
 The unit of shuffling, micro-batching and accumulation is the lattice, never a row. Processes of `accelerate launch`
 share the questions of a step; the loss is averaged over the tokens of all of them.
 """
@@ -39,6 +42,7 @@ from lace.lattice.observe import LayerObservation, lattice_metrics, observe_latt
 from lace.train import run_log
 from lace.train.embedding_diversity import EmbeddingDiversity
 from lace.train.policy_loss import (
+    divergence,
     group_advantages,
     policy_loss,
     pooled_advantages,
@@ -79,8 +83,8 @@ class GRPOSettings:
     strategy: Literal["lace", "independent"] = "lace"
     """`independent`, a control: the lattice is off, and each thread is rewarded for itself, relative to all threads of
     its question."""
-    threads: int = 4
-    """N, threads of a lattice."""
+    threads: tuple[int, ...] = (4,)
+    """N, threads of a lattice; of several numbers each step takes the next."""
     max_tokens: int = 100
     """Sampled tokens of a thread at most."""
     temperature: float = 1.0
@@ -115,6 +119,13 @@ class GRPOSettings:
     """How far above 1."""
     kl_weight: float = 0.0
     """Weight of the divergence from the reference model, which is then needed."""
+    rehearsal_lattices: int = 0
+    """Lattices of a step, over all processes, that are sampled of other questions; there the model is held to the
+    reference."""
+    rehearsal_max_tokens: int = 100
+    """Sampled tokens of a thread of these at most."""
+    rehearsal_weight: float = 1.0
+    """Of the divergence there: of whole distributions, in nats a token."""
     cut_thread_gradients: bool = False
     """Whether what threads read of each other counts as given, instead of learning what to write for the others."""
     rewards: RewardWeights = field(default_factory=RewardWeights)
@@ -128,12 +139,15 @@ class GRPOSettings:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "threads", "max_tokens", "questions_per_step", "lattices_per_forward", "decode_rows")
-        for name in (*counts, "updates", "save_every"):
+        counts = ("steps", "max_tokens", "questions_per_step", "lattices_per_forward", "decode_rows", "updates")
+        for name in (*counts, "save_every", "rehearsal_max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.threads > MAX_THREADS:
-            raise ValueError(f"threads must be at most {MAX_THREADS}, not {self.threads}")
+        if not self.threads or not all(1 <= n <= MAX_THREADS for n in self.threads):
+            raise ValueError(f"threads must be numbers from 1 to {MAX_THREADS}, not {list(self.threads)}")
+        for name in ("rehearsal_lattices", "rehearsal_weight", "kl_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}: rollouts have to differ")
         if self.temperature != 1 and self.updates != 1:
@@ -193,14 +207,15 @@ class LatticeGRPO:
         questions: what to ask.
         settings: of the run.
         output: folder of checkpoints and of `log.jsonl`; a run found there goes on.
-        reference: a frozen model for `kl_weight`.
+        reference: a frozen model for `kl_weight` and rehearsal.
+        rehearsal: what to rehearse, for `rehearsal_lattices`.
         report_to: a tracker of accelerate besides `log.jsonl`, e.g. tensorboard or trackio.
         on_start: is told the step that the run begins with or goes on from.
         on_step: is told each finished step and its metrics.
 
     Raises:
         ValueError: if the model carries no lattice that the strategy needs, the questions of a step cannot be shared by
-            the processes, or the reference, the sentence encoder or the tracker is missing.
+            the processes, or the reference, the rehearsal, the sentence encoder or the tracker is missing.
     """
 
     def __init__(
@@ -211,16 +226,20 @@ class LatticeGRPO:
         settings: GRPOSettings,
         output: str | Path,
         reference: PreTrainedModel | None = None,
+        rehearsal: Questions | None = None,
         report_to: str | None = None,
         on_start: Callable[[int], None] = lambda step: None,
         on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     ) -> None:
         if settings.strategy == "lace" and not lattice_layers(model):
             raise ValueError("this model carries no lattice; graft one first")
-        if settings.kl_weight and reference is None:
-            raise ValueError("kl_weight needs a reference model")
+        if (settings.kl_weight or settings.rehearsal_lattices) and reference is None:
+            raise ValueError("kl_weight and rehearsal_lattices need a reference model")
+        if settings.rehearsal_lattices and rehearsal is None:
+            raise ValueError("rehearsal_lattices needs questions to rehearse")
         run_log.check_tracker(report_to)
-        self.settings, self.tokenizer, self.questions = settings, tokenizer, questions
+        self.settings, self.tokenizer = settings, tokenizer
+        self.questions, self.rehearsal = questions, rehearsal
         self.on_start, self.on_step = on_start, on_step
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
@@ -228,11 +247,11 @@ class LatticeGRPO:
             log_with=report_to,
             project_dir=str(output),
         )
-        if settings.questions_per_step % self.accelerator.num_processes:
-            raise ValueError(
-                f"{settings.questions_per_step} questions a step cannot be shared evenly by "
-                f"{self.accelerator.num_processes} processes"
-            )
+        for shared in ("questions_per_step", "rehearsal_lattices"):
+            if getattr(settings, shared) % (processes := self.accelerator.num_processes):
+                raise ValueError(
+                    f"{shared}, {getattr(settings, shared)}, cannot be shared evenly by {processes} processes"
+                )
         self.output = Path(output)
         self.output.mkdir(parents=True, exist_ok=True)
         model.eval()  # dropout would make the log-probabilities others than those sampled from
@@ -264,20 +283,33 @@ class LatticeGRPO:
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
+    @property
+    def threads(self) -> int:
+        """N, of this step."""
+        return self.settings.threads[self.step % len(self.settings.threads)]
+
+    def _sample(self, questions: Sequence[Question], max_tokens: int, first_seed: int) -> list[LatticeResult]:
+        """One lattice for each question."""
+        s = self.settings
+        params = [
+            SamplingParams(threads=self.threads, max_tokens=max_tokens, temperature=s.temperature, seed=first_seed + n)
+            for n in range(len(questions))
+        ]
+        with gathered(self.policy):
+            return self.engine.generate([question.prompt for question in questions], params, strategy=s.strategy)
+
+    def _share(self, questions: Questions, per_step: int) -> tuple[int, list[Question]]:
+        """The questions of this step that are this process's, and the number of the first."""
+        share = per_step // self.accelerator.num_processes
+        first = self.step * per_step + self.accelerator.process_index * share
+        return first, [questions[n] for n in range(first, first + share)]
+
     def rollout(self) -> list[Rollout]:
         """Samples and rewards the lattices of this step that are this process's share."""
         s = self.settings
-        share = s.questions_per_step // self.accelerator.num_processes
-        first = self.step * s.questions_per_step + self.accelerator.process_index * share
-        questions = [self.questions[n] for n in range(first, first + share)]
+        first, questions = self._share(self.questions, s.questions_per_step)
         asked = [question for question in questions for _ in range(s.lattices_per_question)]
-        seeds = (s.seed << 40) + first * s.lattices_per_question  # unlike any other of the run
-        params = [
-            SamplingParams(threads=s.threads, max_tokens=s.max_tokens, temperature=s.temperature, seed=seeds + n)
-            for n in range(len(asked))
-        ]
-        with gathered(self.policy):
-            results = self.engine.generate([question.prompt for question in asked], params, strategy=s.strategy)
+        results = self._sample(asked, s.max_tokens, (s.seed << 40) + first * s.lattices_per_question)  # a seed for each
         reward_of = lattice_reward if s.strategy == "lace" else independent_reward
         rewards = [
             reward_of(result, question.check, s.rewards, self.diversity)
@@ -287,15 +319,24 @@ class LatticeGRPO:
         lattices = [as_lattice(result, self.tokenizer, self.opening) for result in results]
         return [Rollout(*each) for each in zip(results, lattices, rewards, advantages_GKN.flatten(0, 1), strict=True)]
 
+    def rehearse(self) -> list[AssembledLattice]:
+        """Samples what this process rehearses in this step."""
+        s = self.settings
+        if self.rehearsal is None or not s.rehearsal_lattices:
+            return []
+        first, questions = self._share(self.rehearsal, s.rehearsal_lattices)
+        results = self._sample(questions, s.rehearsal_max_tokens, (s.seed << 40) + (1 << 39) + first)
+        return [as_lattice(result, self.tokenizer, self.opening) for result in results]
+
     def _advantages(self, rewards: list[LatticeReward]) -> torch.Tensor:
         """(G, K, N), of this process's questions."""
         s = self.settings
         groups = (-1, s.lattices_per_question)
         if s.strategy == "independent":
-            threads_GKN = torch.tensor([reward.threads for reward in rewards]).view(*groups, s.threads)
+            threads_GKN = torch.tensor([reward.threads for reward in rewards]).view(*groups, self.threads)
             return pooled_advantages(threads_GKN, scale=s.scale_advantages)
         total_GK = torch.tensor([reward.total for reward in rewards]).view(groups)
-        right_GKN = torch.tensor([reward.thread_correct for reward in rewards]).view(*groups, s.threads)
+        right_GKN = torch.tensor([reward.thread_correct for reward in rewards]).view(*groups, self.threads)
         advantages_GK = group_advantages(total_GK, scale=s.scale_advantages)
         return advantages_GK[..., None] + s.rewards.thread * thread_advantages(right_GKN)
 
@@ -304,6 +345,27 @@ class LatticeGRPO:
         backward pass has to find what it found before."""
         return thread_gradients_cut(self.policy) if self.settings.cut_thread_gradients else nullcontext()
 
+    def _batch(self, lattices: list[AssembledLattice]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Lattices as arguments of the model, and (R, T - 1) which of their tokens after the first were sampled."""
+        batch = self.collate(lattices)
+        labels = batch.pop("labels")
+        layout = LAYOUT_ARGUMENTS if self.settings.strategy == "independent" else ()
+        for name in ("choice_places", "choice_probabilities", *layout):
+            del batch[name]
+        device = self.accelerator.device
+        return {name: tensor.to(device) for name, tensor in batch.items()}, (labels[:, 1:] != IGNORED).to(device)
+
+    def _logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(R, T, V) of the model that learns, with gradient."""
+        with self._as_set(), checkpointing_layers(self.policy):
+            return cast(torch.Tensor, self.model(**batch, use_cache=False).logits)
+
+    @torch.no_grad()
+    def _reference_logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(R, T, V)"""
+        assert self.reference is not None
+        return cast(torch.Tensor, self.reference(**batch, use_cache=False).logits)
+
     def loss(self, rollouts: Sequence[Rollout], count: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of some lattices, with gradient, and sums over their tokens for the log.
 
@@ -311,19 +373,12 @@ class LatticeGRPO:
             rollouts: whole lattices.
             count: tokens to average over, see `policy_loss`.
         """
-        s, device = self.settings, self.accelerator.device
-        batch = self.collate([rollout.lattice for rollout in rollouts])
-        labels = batch.pop("labels")
-        layout = LAYOUT_ARGUMENTS if s.strategy == "independent" else ()
-        for name in ("choice_places", "choice_probabilities", *layout):
-            del batch[name]
-        learned_RT = labels[:, 1:] != IGNORED
-        sampled_RT = torch.zeros(learned_RT.shape)
-        sampled_RT[learned_RT] = torch.tensor([p for r in rollouts for t in r.result.threads for p in t.logprobs])
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        learned_RT, sampled_RT = learned_RT.to(device), sampled_RT.to(device)
-        with self._as_set(), checkpointing_layers(self.policy):
-            logits = self.model(**batch, use_cache=False).logits
+        s = self.settings
+        batch, learned_RT = self._batch([rollout.lattice for rollout in rollouts])
+        sampled_RT = torch.zeros(learned_RT.shape, device=learned_RT.device)
+        told = [p for rollout in rollouts for thread in rollout.result.threads for p in thread.logprobs]
+        sampled_RT[learned_RT] = torch.tensor(told, device=learned_RT.device)
+        logits = self._logits(batch)
         # For the check alone no graph is kept: it would hold the distributions of all tokens a second time.
         plain_RT = token_logprobs(logits if s.temperature == 1 else logits.detach(), batch["input_ids"])
         gap = (plain_RT.detach() - sampled_RT).abs()[learned_RT].max()
@@ -333,14 +388,12 @@ class LatticeGRPO:
             logprobs_RT = token_logprobs(logits / s.temperature, batch["input_ids"])
             sampled_RT = logprobs_RT.detach()  # the one update is on policy
         reference_RT = None
-        if self.reference is not None and s.kl_weight:
-            with torch.no_grad():
-                reference_logits = self.reference(**batch, use_cache=False).logits
-            reference_RT = token_logprobs(reference_logits / s.temperature, batch["input_ids"])
+        if s.kl_weight:
+            reference_RT = token_logprobs(self._reference_logits(batch) / s.temperature, batch["input_ids"])
         loss, clipped = policy_loss(
             logprobs_RT,
             sampled_RT,
-            torch.cat([rollout.advantages_N for rollout in rollouts]).to(device),
+            torch.cat([rollout.advantages_N for rollout in rollouts]).to(learned_RT.device),
             learned_RT,
             count,
             clip_low=s.clip_low,
@@ -350,34 +403,47 @@ class LatticeGRPO:
         )
         return loss, {"clipped": clipped, "logprob_gap": gap}
 
-    def learn(self, rollouts: list[Rollout]) -> dict[str, float]:
-        """One optimiser step on the rollouts; returns what to log."""
+    def rehearsal_divergence(self, lattices: list[AssembledLattice]) -> torch.Tensor:
+        """Of the model from the reference, with gradient, in nats: the sum over the sampled tokens."""
+        batch, learned_RT = self._batch(lattices)
+        return divergence(self._logits(batch), self._reference_logits(batch), learned_RT)
+
+    def learn(self, rollouts: list[Rollout], rehearsed: Sequence[AssembledLattice] = ()) -> dict[str, float]:
+        """One optimiser step on the rollouts and what was rehearsed; returns what to log."""
         s, world = self.settings, self.accelerator.num_processes
-        own = sum(rollout.result.completion_tokens for rollout in rollouts)
-        count = float(self._of_processes([float(own)]).sum())
-        size, total = s.lattices_per_forward, len(rollouts)
-        loss_sum, clipped, gap = 0.0, 0.0, 0.0
+        own = float(sum(rollout.result.completion_tokens for rollout in rollouts))
+        own_rehearsed = float(sum(sum(map(sum, lattice.learned)) for lattice in rehearsed))
+        count, count_rehearsed = self._of_processes([own, own_rehearsed]).sum(0).tolist()
+        size = s.lattices_per_forward
+        asked = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+        kept = [rehearsed[start : start + size] for start in range(0, len(rehearsed), size)]
+        loss_sum, clipped, gap, kl = 0.0, 0.0, 0.0, 0.0
         seen: dict[int, list[LayerObservation]] = {}
-        for start in range(0, total, size):
-            last = start + size >= total
+        for n, part in enumerate(asked):
+            last = n + 1 == len(asked) and not kept
             with self._as_set(), nullcontext() if last else self.accelerator.no_sync(self.model):
-                observing = start == 0 and self.step % OBSERVE_EVERY == 0  # the first micro-batch of each process
+                observing = n == 0 and self.step % OBSERVE_EVERY == 0  # the first micro-batch of each process
                 with observe_lattice(self.policy) if observing else nullcontext(seen) as seen:
-                    loss, told = self.loss(rollouts[start : start + size], count)
+                    loss, told = self.loss(part, count)
                 self.accelerator.backward(loss * world)  # gradients are averaged over processes, the count is of all
             loss_sum, clipped = loss_sum + loss.item(), clipped + told["clipped"].item()
             gap = max(gap, told["logprob_gap"].item())
+        for n, again in enumerate(kept):
+            with self._as_set(), nullcontext() if n + 1 == len(kept) else self.accelerator.no_sync(self.model):
+                loss = self.rehearsal_divergence(list(again)) / count_rehearsed
+                self.accelerator.backward(loss * s.rehearsal_weight * world)
+            kl += loss.item()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), s.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / max(1, s.warmup_steps))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        told_P3 = self._of_processes([loss_sum, clipped / count, gap])
-        loss_sum, clipped, _ = told_P3.sum(0).tolist()
-        gap = float(told_P3[:, 2].max())
+        told_P4 = self._of_processes([loss_sum, clipped / count, gap, kl])
+        loss_sum, clipped, _, kl = told_P4.sum(0).tolist()
+        gap = float(told_P4[:, 2].max())
         lattice = lattice_metrics(seen, lambda sums: self._of_processes(sums.flatten().tolist()).sum(0).view(-1, 4))
         learned = {"loss": loss_sum, "clipped": clipped, "logprob_gap": gap, "grad_norm": float(norm), "tokens": count}
-        return {**learned, **lattice}
+        return {**learned, **({"rehearsal_kl": kl} if count_rehearsed else {}), **lattice}
 
     def _of_processes(self, values: list[float]) -> torch.Tensor:
         """(P, V) the V values of each of the P processes."""
@@ -393,10 +459,10 @@ class LatticeGRPO:
         self.accelerator.init_trackers("lace")
         while self.step < self.settings.steps:
             started = time.perf_counter()
-            rollouts = self.rollout()
+            rollouts, rehearsed = self.rollout(), self.rehearse()
             sampled = time.perf_counter()
             for _ in range(self.settings.updates):
-                learned = self.learn(rollouts)
+                learned = self.learn(rollouts, rehearsed)
             self.step += 1
             self._log(rollouts, learned, sampled - started, time.perf_counter() - sampled)
             if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:

@@ -6,6 +6,7 @@ Shape letters: G groups (prompts), K lattices of a group, N threads of a lattice
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import kl_div
 
 
 def group_advantages(rewards_GK: torch.Tensor, *, scale: bool = True) -> torch.Tensor:
@@ -76,3 +77,17 @@ def policy_loss(
         gain_RT = gain_RT - kl_weight * (torch.exp(log_ratio_RT) - log_ratio_RT - 1)
     loss = -(gain_RT * learned_RT).sum() / count
     return loss, ((clipped_RT < plain_RT) & learned_RT).sum()
+
+
+def divergence(logits_RTV: torch.Tensor, reference_RTV: torch.Tensor, learned_RT: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence KL(reference || model), in nats, of the whole distributions: the sum over the learned
+    tokens, each given those before it.
+
+    Args:
+        logits_RTV: of the model that learns, with gradient.
+        reference_RTV: of a frozen model, on the same tokens.
+        learned_RT: (R, T - 1) which tokens after the first count.
+    """
+    logprobs_MV = logits_RTV[:, :-1][learned_RT].float().log_softmax(-1)
+    reference_MV = reference_RTV[:, :-1][learned_RT].float().log_softmax(-1)
+    return kl_div(logprobs_MV, reference_MV, reduction="sum", log_target=True)

@@ -275,7 +275,9 @@ def _dataset(config: SupervisedRun, tokenizer: PreTrainedTokenizerBase) -> Datas
 def _run_grpo(config: GRPORun) -> None:
     settings = config.grpo
     questions = questions_from(settings.questions, settings.seed)
-    reference = build_model(config)[0].eval().requires_grad_(False) if settings.kl_weight else None
+    rehearsal = None if settings.rehearsal is None else questions_from(settings.rehearsal, settings.seed)
+    held = settings.kl_weight or settings.rehearsal_lattices
+    reference = build_model(config)[0].eval().requires_grad_(False) if held else None
     model, tokenizer = build_model(config)
     with RunProgress("grpo", settings.steps, quiet=not is_main_process()) as progress:
         trainer = LatticeGRPO(
@@ -285,6 +287,7 @@ def _run_grpo(config: GRPORun) -> None:
             settings,
             config.run.out,
             reference,
+            rehearsal,
             report_to=None if settings.trackers == "none" else settings.trackers,
             on_start=progress.start,
             on_step=progress.tell,
@@ -308,13 +311,13 @@ def dry_run(stage: Stage, config: AnyRun) -> Cost:
         share = grpo.questions_per_step * grpo.lattices_per_question
         batch = Batch(
             lattices=min(grpo.lattices_per_forward, share),
-            threads=grpo.threads,
-            tokens=PROMPT_TOKENS + grpo.max_tokens,
+            threads=(threads := max(grpo.threads)),
+            tokens=PROMPT_TOKENS + max(grpo.max_tokens, grpo.rehearsal_max_tokens if grpo.rehearsal else 0),
             autocast=grpo.bf16,
             checkpointing=grpo.gradient_checkpointing,
             adafactor=grpo.optimizer == "adafactor",
             lattice=grpo.strategy == "lace",
-            decoding_rows=max(grpo.threads, min(grpo.decode_rows, share * grpo.threads)),
+            decoding_rows=max(threads, min(grpo.decode_rows, share * threads)),
         )
         return training_cost(model, batch)
     train, data = config.train, config.data
