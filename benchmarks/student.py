@@ -8,6 +8,7 @@ python benchmarks/student.py ask RUN MODEL --isolated OTHER   # unseen questions
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -45,6 +46,8 @@ BASE = "puzzles-isolated"
 """The model in the package whose threads have never read each other; it can calculate, in signs and without words."""
 VOCABULARY = 1000
 """At most; what the lattices are written in needs less."""
+QUOTED = re.compile(r"From Thread (\d+): that way ends at (-?\d+)")
+"""What a thread says that another one has found."""
 NUMBERS = 100
 """Numbers below it are one token each, behind a space and behind a sign."""
 
@@ -172,6 +175,7 @@ def ask(run: Path, model: str, isolated: str, sampling: SamplingParams, n: int) 
             },
         }
     report["cross_thread_attention"] = fmean(_read_of_others(engine, result) for result in answered["lace"][:50])
+    report["reading"] = reading(questions, answered["lace"])
     report["samples"] = [
         _told(question, result) for question, result in zip(questions[:10], answered["lace"], strict=False)
     ]
@@ -199,6 +203,32 @@ def judge(question: Question, result: LatticeResult) -> dict[str, float]:
         "vote@N": float(is_right(question.verifier, values, vote or "")),
         "pass@N": float(any(right)),
         "tag_valid": float(sum(thread.tag == "best" for thread in result.threads) == 1),
+    }
+
+
+def reading(questions: list[Question], results: list[LatticeResult]) -> dict[str, float]:
+    """What threads that read each other make of it: counts, and shares of them."""
+    quotes, mixed, smallest, warned, one_best = [], [], [], [], []
+    for question, result in zip(questions, results, strict=True):
+        answers = {thread.label: thread.answer for thread in result.threads}
+        for thread in result.threads:
+            quotes += [answers[int(of)] == told for of, told in QUOTED.findall(thread.text) if int(of) in answers]
+            warned.append(any(f"Not as Thread {label}:" in thread.text for label in answers))
+        if [thread.tag for thread in result.threads].count("best") == 1:
+            one_best.append(result)
+            smallest.append(result.threads[result.chosen].label == min(answers))
+        judged = judge(question, result)
+        if 0 < judged["mean@N"] < 1:
+            mixed.append(judged)
+    return {
+        "quotes": len(quotes),
+        "quotes_true": fmean(quotes),
+        "one_best": len(one_best),
+        "smallest_label_best": fmean(smallest),
+        "disagreeing": len(mixed),
+        "disagreeing_chosen_right": fmean(judged["acc"] for judged in mixed),
+        "disagreeing_threads_right": fmean(judged["mean@N"] for judged in mixed),
+        "threads_that_warn": fmean(warned),
     }
 
 

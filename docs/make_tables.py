@@ -177,7 +177,17 @@ def student(report: dict[str, Any]) -> str:
         for (strategy, of), found in ((name.split(), found) for name, found in task["lace acc less"].items())
     ]
     header = ["paired by question, points", "[95 % interval]", "p (McNemar)"]
-    return _told([Table(title, ["", *names.values()], rows), Table("Lattice on:", header, differences)], report)
+    read = report["reading"]
+    shares = [
+        ["results quoted from another thread", read["quotes"], "as that thread has them", read["quotes_true"]],
+        ["lattices with one `[[best]]`", read["one_best"], "it has the smallest label", read["smallest_label_best"]],
+        ["lattices that disagree", read["disagreeing"], "the chosen one is right", read["disagreeing_chosen_right"]],
+        ["", "", "a thread is right", read["disagreeing_threads_right"]],
+        ["threads", report["threads"] * task["n"], "that warn of another", read["threads_that_warn"]],
+    ]
+    told = [[of, str(count), what, _percent(share)] for of, count, what, share in shares]
+    tables = [Table(title, ["", *names.values()], rows), Table("Lattice on:", header, differences)]
+    return _told([*tables, Table("And what its threads write:", ["of", "n", "", ""], told)], report)
 
 
 def vllm_tokens(report: dict[str, Any]) -> str:
