@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 
 # Before any library reads them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lace.data.vocabulary import build_tokenizer
+from lace.native import build
 from tiny import FAMILIES, tiny_model
 
 # Products of tiny matrices are fastest alone, and their sums do not depend on the machine then.
@@ -34,3 +37,16 @@ def base(family: str) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled code in a folder of the tests' own."""
+    if not any(map(shutil.which, build.COMPILERS)):
+        pytest.skip("there is no C compiler on this machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv(build.SWITCH, raising=False)
+        build.kernel.cache_clear()
+        yield
+    build.kernel.cache_clear()

@@ -17,7 +17,9 @@ from lace.bench.report import markdown
 from lace.bench.subjects import model_engine, prompt_of, shape_engine, shape_size
 from lace.bench.times import step_times
 from lace.cli.main import main
-from lace.lattice.native import SWITCH, NativeStep, usable
+from lace.engine.native_decoder import NativeDecoder
+from lace.lattice.native import NativeStep, usable
+from lace.native.build import SWITCH
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
@@ -43,7 +45,8 @@ def test_a_step_dispatches_few_more_operators(shape: str, most: float) -> None:
 def test_operators_are_counted_without_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their number is that of a GPU, too."""
     monkeypatch.setenv(SWITCH, "1")
-    monkeypatch.setattr(NativeStep, "added", lambda *given: pytest.fail("compiled code was called"))
+    for kind, method in ((NativeStep, "added"), (NativeDecoder, "__call__")):
+        monkeypatch.setattr(kind, method, lambda *given: pytest.fail("compiled code was called"))
     engine = shape_engine("qwen3-0.6b", narrow=True)
     assert count_operators(engine, 2, 20, "lace").compute > count_operators(engine, 2, 20, "independent").compute
     assert os.environ[SWITCH] == "1"
@@ -91,7 +94,7 @@ def test_quick_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert report["command"].startswith("lace bench --quick --json")
     assert (report["bench"], report["dtype"], report["context"], report["rounds"]) == ("puzzles", "float32", 50, 1)
     assert {"cpu", "cores", "torch"} <= report["machine"].keys()
-    assert report["lattice_step"] == ("compiled" if usable(torch.device("cpu"), torch.float32) else "operators")
+    assert report["step_by"] == ("compiled code" if usable(torch.device("cpu"), torch.float32) else "operators")
     (operators,), (steps,), (speed,) = (report[kind] for kind in ("operators", "steps", "throughput"))
     assert operators["leaf_ratio"] == operators["on"]["leaf"] / operators["off"]["leaf"] > 1
     assert [row["shape"] for row in report["cache"]] == ["qwen3-1.7b", "qwen3-4b"]

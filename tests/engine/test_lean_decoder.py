@@ -5,18 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from lace.bench.operators import count_operators
+from lace.engine.decode_step import DecodeStep, DecodeSteps, WholeModel
 from lace.engine.engine import Engine
-from lace.engine.lean_decoder import LeanDecoder, WholeModel, decode_step
+from lace.engine.lean_decoder import LeanDecoder
 from lace.engine.sampling import SamplingParams
 from lace.lattice.checkpoint import load
 from lace.lattice.graft import lattice_off
+from lace.native.build import SWITCH
 from tiny import FAMILIES
 from tiny_engine import PROMPTS, VARIED, new_model
 
 LEAN = {"llama", "qwen2", "qwen3"}
+
+
+@pytest.fixture(autouse=True)
+def without_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+
+
+def decode_step(model: PreTrainedModel, *, lean: bool) -> DecodeStep:
+    return DecodeSteps(model).now(lean=lean)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,26 +18,15 @@ from lace.lattice import native
 from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.cache import LatticeCache
 from lace.lattice.graft import graft, lattice_layers
+from lace.native.build import SWITCH
 from tiny import tiny_config, tiny_model, wake
 from tiny_engine import PROMPTS, VARIED, new_model
+
+pytestmark = pytest.mark.usefixtures("compiled")
 
 WIDTH = 40
 IN_ORDER = [[0, 1, 2], [3, 4, 5]]
 WITH_GAPS = [[4, 0, -1, -1], [2, -1, 1, 3], [-1, 5, -1, -1]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """In a folder of the tests' own."""
-    if not any(map(shutil.which, native.COMPILERS)):
-        pytest.skip("there is no C compiler on this machine")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv(native.SWITCH, raising=False)
-        native.kernel.cache_clear()
-        assert native.kernel() is not None
-        yield
-    native.kernel.cache_clear()
 
 
 def new_lattice(dtype: torch.dtype = torch.float32, **settings: object) -> LatticeAttention:
@@ -72,7 +57,7 @@ def walk(
     cache = new_cache(lattice, len(grid), len(grid[0]), steps)
     ids, lattice_rows, made = torch.arange(first_id, first_id + rows), torch.tensor(grid), []
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv(native.SWITCH, str(int(by_kernel)))
+        patch.setenv(SWITCH, str(int(by_kernel)))
         for step in range(steps):
             steps_R1 = torch.tensor([[step if step < ends.get(row, steps) else -1] for row in range(rows)])
             layout = ThreadLayout.build(lattice.config, steps_R1, ids, lattice_rows, cache)
@@ -237,8 +222,9 @@ def test_threads_of_the_processor_are_those_of_torch() -> None:
 def test_engine_and_scheduler_equal_the_reference(
     settings: dict[str, object], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And so they do by operators, and where both take turns."""
-    model = new_model(tokenizer, **settings)
+    """And so they do by operators, and where both take turns. The rest of a step goes by operators, since heads have 8
+    dimensions."""
+    model = new_model(tokenizer, "llama", **settings)
     expected = [generate_reference(model, tokenizer, p, s) for p, s in zip(PROMPTS, VARIED, strict=True)]
     calls = itertools.count()
     added = native.NativeStep.added
@@ -246,7 +232,7 @@ def test_engine_and_scheduler_equal_the_reference(
     engine = Engine(model, tokenizer)
     for switches in ("1", "0", "1110"):
         in_turn = itertools.cycle(switches)
-        monkeypatch.setenv(native.SWITCH, switches[0])
+        monkeypatch.setenv(SWITCH, switches[0])
         before = next(calls)
         found = [[thread.token_ids for thread in result.threads] for result in engine.generate(PROMPTS, VARIED)]
         assert found == expected
@@ -254,7 +240,7 @@ def test_engine_and_scheduler_equal_the_reference(
         handles = [scheduler.add(engine.new_lattice(p, s)) for p, s in zip(PROMPTS, VARIED, strict=True)]
         results = {}
         while len(results) < len(handles):
-            monkeypatch.setenv(native.SWITCH, next(in_turn))
+            monkeypatch.setenv(SWITCH, next(in_turn))
             results |= {handle: event for handle, event in scheduler.step() if hasattr(event, "threads")}
         assert [[thread.token_ids for thread in results[handle].threads] for handle in handles] == expected
         assert (next(calls) - before > 1) == (switches != "0")
@@ -272,7 +258,7 @@ def test_operators_go_on_where_compiled_code_was(
     cache, ids, lattice_rows = new_cache(lattice, len(grid), len(grid[0]), 21), torch.arange(3, 9), torch.tensor(grid)
     cache.added_LNSN[:, :, 1:] = torch.nan
     for step, switch in enumerate("111011100111111110000"):
-        monkeypatch.setenv(native.SWITCH, switch)
+        monkeypatch.setenv(SWITCH, switch)
         steps_R1 = torch.tensor([[-1 if step >= {1: 9, 4: 2}.get(row, 21) else step] for row in range(6)])
         made = lattice.added(x_SRD[step], ThreadLayout.build(lattice.config, steps_R1, ids, lattice_rows, cache))
         assert_close(made, expected[step], among=expected)
@@ -294,76 +280,3 @@ def test_watchers_and_gradients_take_the_operators() -> None:
     assert cache.native_layers
     assert native.usable(torch.device("meta"), torch.float32) is None
     assert native.usable(torch.device("cpu"), torch.float16) is None
-
-
-# --- building ---------------------------------------------------------------------------------------------------------
-
-
-def test_is_compiled_once_and_quietly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert native.kernel.__wrapped__() is not None
-    (made,) = (tmp_path / "lace").iterdir()
-    assert made.stat().st_mode & 0o777 == (tmp_path / "lace").stat().st_mode & 0o777 == 0o700
-    before = made.stat().st_mtime_ns, made.stat().st_ino
-    assert native.kernel.__wrapped__() is not None
-    assert [made] == list((tmp_path / "lace").iterdir())
-    assert before == (made.stat().st_mtime_ns, made.stat().st_ino)
-    assert capfd.readouterr() == ("", "")
-
-
-BUILD = """
-import sys
-from lace.lattice import native
-print("ready", flush=True)
-sys.stdin.readline()
-print(native.kernel() is not None)
-"""
-
-
-def test_processes_that_build_at_once_all_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    ways = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-c", BUILD], **ways) for _ in range(4)]
-    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    assert [process.communicate()[0] for process in processes] == ["True\n"] * 4
-    (left,) = (tmp_path / "lace").iterdir()
-    before = left.stat()
-    monkeypatch.setattr(native, "kernel", native.kernel.__wrapped__)
-    lattice, x_SRD = new_lattice(), torch.randn(3, 6, WIDTH)
-    found, expected = both_ways(lattice, IN_ORDER, x_SRD, {})
-    assert_close(found, expected)
-    assert left.stat() == before
-
-
-@pytest.mark.parametrize("open_place", [".", "lace"])
-def test_nothing_is_loaded_from_where_others_can_write(
-    open_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert native.kernel.__wrapped__() is not None
-    for mode in (0o770, 0o707):
-        os.chmod(tmp_path / open_place, mode)
-        assert native.kernel.__wrapped__() is None
-
-
-@pytest.mark.parametrize(
-    "script", ["exit 1", "echo nonsense; while [ $# -gt 0 ]; do [ $1 = -o ] && echo x > $2; shift; done"]
-)
-def test_a_compiler_that_fails_leaves_the_operators(
-    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    compiler = tmp_path / "bad"
-    compiler.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    compiler.chmod(0o700)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "COMPILERS", (str(compiler),))
-    assert native.kernel.__wrapped__() is None
-    assert not list((tmp_path / "lace").glob("*.part"))
-    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
-    assert native.kernel.__wrapped__() is None
-    assert capfd.readouterr() == ("", "")

@@ -17,7 +17,7 @@ from lace.bench.subjects import prompt_of
 from lace.engine.engine import Engine
 from lace.engine.result import Strategy
 from lace.engine.sampling import SamplingParams
-from lace.lattice.native import switched_off
+from lace.native.build import switched_off
 
 BEFORE = 4
 """Steps ahead of the one that is counted: openings are written, buffers are there."""

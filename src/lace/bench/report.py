@@ -10,8 +10,9 @@ from lace.bench.bandwidth import read_bandwidth, step_bytes
 from lace.bench.operators import count_operators
 from lace.bench.subjects import shape_size
 from lace.bench.times import SIDES, TRANSFORMERS, step_times, throughput
+from lace.engine.decode_step import WholeModel
 from lace.engine.engine import Engine
-from lace.engine.lean_decoder import LeanDecoder
+from lace.engine.native_decoder import NativeDecoder
 from lace.lattice.native import usable
 from lace.provenance import machine, source_commit
 from lace.report_table import Table, as_markdown
@@ -85,10 +86,12 @@ def about(subject: str, engine: Engine, settings: dict[str, Any], command: str) 
     }
 
 
-def lattice_step(engine: Engine) -> str:
-    """By what the lattice's part of a step goes: `compiled` code (`lace.lattice.native`), or `operators`."""
-    lean = isinstance(engine.decode_step(), LeanDecoder) and not engine.static
-    return "compiled" if lean and usable(engine.model.device, engine.model.dtype) else "operators"
+def step_by(engine: Engine) -> str:
+    """What a step goes by: compiled code or operators, see `lace.engine.decode_step`."""
+    step = engine.decode_step()
+    if engine.static or isinstance(step, WholeModel) or not usable(engine.model.device, engine.model.dtype):
+        return "operators"
+    return "compiled code" if isinstance(step, NativeDecoder) else "operators, the lattice's part by compiled code"
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -128,8 +131,8 @@ def tables(report: dict[str, Any]) -> list[Table]:
             for row in rows
         ]
         title = f"{name}: time of a step, lattice on against off; {report['context']} tokens of prompt"
-        if report.get("lattice_step") == "compiled":
-            title += "; the lattice's part compiled"
+        if "step_by" in report:  # not in reports from before there was a choice
+            title += f"; by {report['step_by']}"
         if "bytes_per_second" in rows[0]:  # not in reports from before it was measured
             title += f"; memory is read at {rows[0]['bytes_per_second'] / 1e9:.1f} GB/s"
             header += ["of that limit, on", "off"]

@@ -77,9 +77,9 @@ def bench(
     from lace.bench.report import (
         about,
         cache_rows,
-        lattice_step,
         markdown,
         operator_rows,
+        step_by,
         step_rows,
         tables,
         throughput_rows,
@@ -109,7 +109,7 @@ def bench(
             report["device"] = device
         engine.static = static
         if timed:
-            report["lattice_step"] = lattice_step(engine)
+            report["step_by"] = step_by(engine)
         if "steps" in chosen:
             total = len(counts) * rounds * (max(steps) - 1)
             line = bar.add_task("steps", total=total)

@@ -82,8 +82,13 @@ class RowCache(Cache):
             self.row_layers.append(RowLayer(layer.keys, layer.values, rows, columns))
         super().__init__(layers=list(self.row_layers))
 
+    @property
+    def next_column(self) -> tuple[int, int]:
+        """The first column that is read, and the one that is written next, in every layer."""
+        return 0, self.row_layers[0].columns
+
     def advance(self) -> None:
-        """Counts a column that was written elsewhere, see `lace.engine.static_step`."""
+        """Counts a column that was written elsewhere, see `lace.engine.static_step` and `native_decoder`."""
         for layer in self.row_layers:
             layer.columns += 1
 

@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lace.engine.cache import RowCache
-from lace.engine.lean_decoder import DecodeStep, decode_step
+from lace.engine.decode_step import DecodeStep, DecodeSteps
 from lace.engine.result import STRATEGIES, LatticeResult, Strategy, TokenEvent
 from lace.engine.sampling import SamplingParams, choose_tokens, draw_thread_ids, end_token_ids
 from lace.engine.static_step import StaticLatticeCache, StaticStep, aligned, can_be_static
@@ -41,8 +41,8 @@ class Engine:
             the strategy `swapped`.
         static: whether steps run over buffers of fixed shape (`lace.engine.static_step`), where the model and the
             strategy allow it; a GPU then records a step and repeats it. Off, until it has run on one.
-        lean: whether a step goes by the few operators of `lace.engine.lean_decoder` where the model's kind allows it,
-            and not by the model's own forward pass.
+        lean: whether a step may go by compiled code or few operators (`lace.engine.decode_step`) where the model's kind
+            allows it, and not by the model's own forward pass.
     """
 
     def __init__(
@@ -59,12 +59,11 @@ class Engine:
         self.config = getattr(model, "lattice_config", None)
         self.max_positions = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
         self.end_ids = end_token_ids(model, tokenizer)
-        self._decode: DecodeStep | None = None
+        self._decode_steps = DecodeSteps(self.model)
 
     def decode_step(self) -> DecodeStep:
         """The step of the model as it is now; asked for again, the same one until the weights change."""
-        self._decode = decode_step(self.model, lean=self.lean, earlier=self._decode)
-        return self._decode
+        return self._decode_steps.now(lean=self.lean)
 
     def generate(
         self,

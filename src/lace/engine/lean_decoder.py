@@ -10,6 +10,7 @@ Shape letters: R rows, C columns, D width, H query heads, G key-value heads, K h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,47 +19,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lace.lattice.attention import ThreadLayout
-from lace.lattice.graft import is_watched, lattice_layers
+from lace.lattice.graft import SidePath, is_watched, lattice_layers
 
 LLAMA_KIND = frozenset(("llama", "qwen2", "qwen3"))
 """Model types whose layers compute what `_Layer` does."""
 COPIED_BELOW = 2**31
 """Bytes of a model up to which its weights are copied for decoding: there starting operators takes most of a step."""
-
-
-class WholeModel:
-    """The step by the model's own forward pass."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    def __call__(
-        self,
-        tokens_R: torch.Tensor,
-        positions_R: torch.Tensor,
-        cache: Cache,
-        mask: torch.Tensor | None,
-        layout: dict[str, Any],
-    ) -> torch.Tensor:
-        """Computes logits (R, V).
-
-        Args:
-            tokens_R, positions_R: of the rows.
-            cache: whose layers take the new keys and values, and give back those to read.
-            mask: (R, C) 1 for columns that are the row's, 0 for others; or (R, 1, 1, C) what is added to their scores.
-            layout: the forward arguments of the thread layout, see `ThreadLayout.build`, and `lattice_cache`; none to
-                leave the lattice off.
-        """
-        out = self.model(
-            input_ids=tokens_R[:, None],
-            attention_mask=mask,
-            position_ids=positions_R[:, None],
-            past_key_values=cache,
-            use_cache=True,
-            **layout,
-        )
-        logits_RV: torch.Tensor = out.logits[:, -1]
-        return logits_RV
 
 
 def is_llama_kind(model: PreTrainedModel) -> bool:
@@ -181,7 +147,6 @@ class LeanDecoder:
     def __init__(self, model: PreTrainedModel) -> None:
         decoder: Any = model.get_decoder()
         copied = sum(p.nbytes for p in model.parameters()) <= COPIED_BELOW
-        self.state = _state(model)
         self.layers = [_Layer(layer, copied=copied) for layer in decoder.layers]
         self.rotary, self.embeddings = decoder.rotary_emb, decoder.embed_tokens
         self.head = _Linear(model.get_output_embeddings(), copied=copied)
@@ -198,15 +163,22 @@ class LeanDecoder:
         mask: torch.Tensor | None,
         layout: dict[str, Any],
     ) -> torch.Tensor:
-        """Computes what `WholeModel` does."""
+        """Computes logits (R, V); as `lace.engine.decode_step.WholeModel`."""
+        return self.compute(tokens_R, positions_R, cache, mask, layout_of_threads(self.lattices, layout))
+
+    def compute(
+        self,
+        tokens_R: torch.Tensor,
+        positions_R: torch.Tensor,
+        cache: Cache,
+        mask: torch.Tensor | None,
+        threads: ThreadLayout | None,
+    ) -> torch.Tensor:
+        """The same, with the layout of `layout_of_threads`."""
         if mask is not None and mask.ndim == 2:
             mask = torch.zeros(mask.shape, dtype=self.signs_K.dtype, device=mask.device).masked_fill_(
                 mask == 0, -torch.inf
             )[:, None, None]
-        threads = None
-        if layout and any(lattice.enabled for lattice in self.lattices):
-            given = {name: value for name, value in layout.items() if name != "lattice_cache"}
-            threads = ThreadLayout.build(self.lattices[0].config, **given, cache=layout["lattice_cache"])
         h_RD = self.embeddings(tokens_R)
         cos_R1K, sin_R1K = self.rotary(h_RD, positions_R[:, None])
         turn = cos_R1K, sin_R1K * self.signs_K
@@ -221,28 +193,12 @@ class LeanDecoder:
         return self.head(self.norm(h_RD))
 
 
-DecodeStep = WholeModel | LeanDecoder
-"""One token of every row."""
-
-
-def decode_step(model: PreTrainedModel, *, lean: bool, earlier: DecodeStep | None = None) -> DecodeStep:
-    """The step of a model.
-
-    Args:
-        model: any.
-        lean: by few operators if its kind allows it.
-        earlier: one of the same model, taken if the weights are still those.
-    """
-    if not lean or not is_llama_kind(model):
-        return WholeModel(model)
-    if isinstance(earlier, LeanDecoder) and earlier.state == _state(model):
-        return earlier
-    return LeanDecoder(model)
-
-
-def _state(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """Where the weights are, and how often they have been changed there."""
-    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
+def layout_of_threads(lattices: Sequence[SidePath], layout: dict[str, Any]) -> ThreadLayout | None:
+    """Of the arguments of a step; None where no lattice is read."""
+    if not layout or not any(lattice.enabled for lattice in lattices):
+        return None
+    given = {name: value for name, value in layout.items() if name != "lattice_cache"}
+    return ThreadLayout.build(lattices[0].config, **given, cache=layout["lattice_cache"])
 
 
 def _attend(

@@ -160,6 +160,11 @@ class RollingCache(Cache):
                     buffer[moved, :, columns] = buffer[formers, :, columns]
         return order
 
+    @property
+    def next_column(self) -> tuple[int, int]:
+        """The first column that is read, and the one that is written next, in every layer."""
+        return self.window.first, self.window.end
+
     def advance(self) -> None:
         """Counts the column that a forward pass has written, and sees to it that there is another."""
         self.window.end += 1

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from lace.engine.cache import RowCache, RowLayer
-from lace.engine.lean_decoder import DecodeStep
+from lace.engine.decode_step import DecodeStep
 from lace.lattice.cache import LatticeCache
 from lace.lattice.graft import is_watched, lattice_layers, null_keys
 

@@ -17,23 +17,10 @@
 
    Shape letters as in attention.py: R rows, L lattices, N threads, S slots. */
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "lanes.h"
 
-#define LANES 16
-#define CHUNK 16            /* rows that are projected together */
 #define SLOTS 8             /* that attend before the softmax is scaled anew */
 #define WORTH_SHARING 1e6   /* products of a step; less is done before other processor threads are awake */
-#ifdef __AVX512F__
-#define TILE 8 /* rows of a product at once: as many as there are registers for */
-#else
-#define TILE 4
-#endif
-
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef int32_t masks __attribute__((vector_size(4 * LANES)));
 
 typedef struct { /* as in native.py */
     int64_t width, low, heads, dim, gated, bfloat16;
@@ -51,54 +38,6 @@ typedef struct { /* as in native.py */
     int64_t entries_lattice, entries_slot; /* distances in the entries, (L, S, N, 2 K), keys and values side by side */
     const float *cosines, *sines;          /* (R, K) */
 } Step;
-
-static int64_t panels(int64_t columns) { return (columns + LANES - 1) / LANES; }
-
-static lanes *room(int64_t count) { return aligned_alloc(sizeof(lanes), count * sizeof(lanes)); }
-
-static inline __attribute__((always_inline)) void tile(const int rows, int64_t depth, const float *a, int64_t row,
-                                                       int64_t column, const lanes *b, lanes *c) {
-    lanes sum[TILE];
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) sum[i] = c[i];
-    for (int64_t d = 0; d < depth; d++) {
-        const float *at = a + d * column;
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) sum[i] += at[i * row] * b[d];
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) c[i] = sum[i];
-}
-
-/* c (rows, LANES) += a (rows, depth) b (depth, LANES); `row` and `column` are the distances in a. */
-static void multiply(int64_t rows, int64_t depth, const float *a, int64_t row, int64_t column, const lanes *b,
-                     lanes *c) {
-    int64_t i = 0;
-    for (; i + TILE <= rows; i += TILE) tile(TILE, depth, a + i * row, row, column, b, c + i);
-    for (; i + 4 <= rows; i += 4) tile(4, depth, a + i * row, row, column, b, c + i);
-    for (; i < rows; i++) tile(1, depth, a + i * row, row, column, b, c + i);
-}
-
-static inline lanes larger(lanes a, lanes b) {
-    masks is = a > b;
-    return (lanes)(((masks)a & is) | ((masks)b & ~is));
-}
-
-/* e^x for x <= 0: the polynomial of Cephes' expf on [-ln 2 / 2, ln 2 / 2] times a power of two; 0 below -87. */
-static inline lanes exponential(lanes x) {
-    masks counts = x > -87.0f;
-    lanes n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the nearest whole number is in the last bits */
-    masks power = ((masks)n - 0x4B400000 + 127) << 23;
-    n -= 12582912.0f;
-    x = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    lanes p = x * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * x + 8.3334519073e-3f;
-    p = p * x + 4.1665795894e-2f;
-    p = p * x + 1.6666665459e-1f;
-    p = p * x + 5.0000001201e-1f;
-    p = p * (x * x) + x + 1.0f;
-    return (lanes)((masks)(p * (lanes)power) & counts);
-}
 
 static inline float load(const void *x, int64_t i, int64_t bfloat16) {
     if (!bfloat16) return ((const float *)x)[i];
@@ -124,16 +63,6 @@ static void copy(int64_t count, const void *x, int64_t at, int64_t bfloat16, flo
         for (int64_t i = 0; i < count; i++) to[i] = load(x, at + i, 1);
     else
         memcpy(to, (const float *)x + at, count * sizeof(float));
-}
-
-/* y (rows, whole panels) = x (rows, depth) w */
-static void project(int64_t rows, int64_t depth, int64_t columns, const float *x, const float *w, float *y) {
-    const int64_t count = panels(columns);
-    for (int64_t p = 0; p < count; p++) {
-        lanes made[CHUNK] = {0};
-        multiply(rows, depth, x, depth, 1, (const lanes *)w + p * depth, made);
-        for (int64_t r = 0; r < rows; r++) memcpy(y + (r * count + p) * LANES, made + r, sizeof(lanes));
-    }
 }
 
 /* Queries, entries and gates of up to CHUNK rows, (rows, whole panels of (H + 2) K + H). */
@@ -178,11 +107,11 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
     const int lie_apart = layer->bfloat16 || step->entries_slot != N * 2 * K;
     int64_t first = step->stop - step->horizon, stop;
     if (!step->horizon || first < start) first = start;
-    lanes *memory = room(count * (2 * K + 2) + SLOTS * N + (lie_apart ? panels(SLOTS * N * 2 * K) : 0));
+    lanes *memory = room(count * (2 * K + 2) + 2 * SLOTS * N + (lie_apart ? panels(SLOTS * N * 2 * K) : 0));
     if (!memory) return 1;
     lanes *query = memory, *sum = query + count * K, *largest = sum + count * K, *total = largest + count;
-    lanes *score = total + count; /* (slots, N), then the weights */
-    float *together = (float *)(score + SLOTS * N);
+    lanes *scores = total + count; /* of two panels, (slots, N), then the weights */
+    float *together = (float *)(scores + 2 * SLOTS * N);
     memset(memory, 0, sizeof(lanes) * count * (2 * K + 1));
     for (int64_t q = begin; q < end; q++)
         if (row_of[q / H] >= 0)
@@ -190,7 +119,7 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
                 ((float *)(query + (q / LANES - from) * K + d))[q % LANES] =
                     made[row_of[q / H] * made_row + q % H * K + d] / sqrtf(K);
     for (int64_t p = 0; p < count; p++) { /* the null entry, whose value is zero */
-        multiply(1, K, layer->null_key, K, 1, query + p * K, largest + p);
+        multiply(0, 1, K, layer->null_key, K, 1, query + p * K, 0, largest + p, 0);
         total[p] = (lanes){0} + 1;
     }
     for (int64_t s = first; s < step->stop; s = stop) {
@@ -199,25 +128,29 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
         const int64_t at = l * step->entries_lattice + s * step->entries_slot, read_now = (stop - s) * N;
         for (int64_t i = 0; lie_apart && i < stop - s; i++)
             copy(N * 2 * K, entries, at + i * step->entries_slot, layer->bfloat16, together + i * N * 2 * K);
+        int gaps = 0; /* whether somebody has written nothing */
+        for (int64_t i = s; i < stop; i++)
+            for (int64_t n = 0; n < N; n++) gaps |= steps[i * step->steps_slot + n] < 0;
         const float *keys = lie_apart ? together : (const float *)entries + at, *values = keys + K;
-        for (int64_t p = 0; p < count; p++) {
-            lanes most = largest[p];
-            memset(score, 0, sizeof(lanes) * read_now);
-            multiply(read_now, K, keys, 2 * K, 1, query + p * K, score);
-            for (int64_t i = 0; i < stop - s; i++) {
-                for (int64_t q = begin + p * LANES; !step->read_self && q < end && q < begin + (p + 1) * LANES; q++)
-                    ((float *)(score + i * N + q / H))[q % LANES] = -INFINITY;
-                for (int64_t n = 0; n < N; n++) {
-                    if (steps[(s + i) * step->steps_slot + n] < 0) score[i * N + n] = (lanes){0} - INFINITY;
-                    most = larger(score[i * N + n], most);
-                }
+        for (int64_t first_of_two = 0; first_of_two < count; first_of_two += 2) {
+            const int64_t two = first_of_two + 1 < count ? 2 : 1, both = two == 2;
+            lanes *of = sum + first_of_two * K, *asking = query + first_of_two * K;
+            multiply(0, read_now, K, keys, 2 * K, 1, asking, both ? asking + K : 0, scores, scores + read_now);
+            for (int64_t p = first_of_two; p < first_of_two + two; p++) {
+                lanes *score = scores + (p - first_of_two) * read_now, most = largest[p], added = {0};
+                for (int64_t i = 0; i < stop - s; i++)
+                    for (int64_t q = begin + p * LANES; !step->read_self && q < end && q < begin + (p + 1) * LANES; q++)
+                        ((float *)(score + i * N + q / H))[q % LANES] = -INFINITY;
+                for (int64_t e = 0; e < read_now && gaps; e++)
+                    if (steps[(s + e / N) * step->steps_slot + e % N] < 0) score[e] = (lanes){0} - INFINITY;
+                for (int64_t e = 0; e < read_now; e++) most = larger(score[e], most);
+                const lanes kept = exponential(largest[p] - most);
+                for (int64_t e = 0; e < read_now; e++) added += score[e] = exponential(score[e] - most);
+                total[p] = total[p] * kept + added;
+                for (int64_t d = 0; d < K; d++) sum[p * K + d] *= kept;
+                largest[p] = most;
             }
-            const lanes kept = exponential(largest[p] - most);
-            total[p] *= kept;
-            for (int64_t e = 0; e < read_now; e++) total[p] += score[e] = exponential(score[e] - most);
-            for (int64_t d = 0; d < K; d++) sum[p * K + d] *= kept;
-            multiply(K, read_now, values, 1, 2 * K, score, sum + p * K);
-            largest[p] = most;
+            multiply(1, K, read_now, values, 1, 2 * K, scores, both ? scores + read_now : 0, of, of + K);
         }
     }
     for (int64_t q = begin; q < end; q++) {
@@ -233,7 +166,7 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
 }
 
 /* Entries of the layer, x and out (R, D) are all in float32 or all in bfloat16. Returns 1 if there is no memory. */
-int lattice_decode_step(const Layer *layer, const Step *step, void *entries, const void *x, void *out) {
+int lattice_step(const Layer *layer, const Step *step, void *entries, const void *x, void *out) {
     const int64_t R = step->rows, D = layer->width, H = layer->heads, K = layer->dim, N = step->threads;
     const int64_t made_row = panels((H + 2) * K + (layer->gated ? H : 0)) * LANES, wide = layer->bfloat16;
     lanes *memory = room(panels(R * made_row) + panels(R * H * K));
@@ -265,8 +198,8 @@ int lattice_decode_step(const Layer *layer, const Step *step, void *entries, con
     for (int64_t r = 0; r < R; r += CHUNK)
         for (int64_t p = 0; p < panels(D) && !failed; p++) {
             const int64_t rows = R - r < CHUNK ? R - r : CHUNK, columns = D - p * LANES < LANES ? D - p * LANES : LANES;
-            lanes added[CHUNK] = {0};
-            multiply(rows, H * K, read + r * H * K, H * K, 1, (const lanes *)layer->up + p * H * K, added);
+            lanes added[CHUNK];
+            multiply(0, rows, H * K, read + r * H * K, H * K, 1, (const lanes *)layer->up + p * H * K, 0, added, 0);
             for (int64_t i = 0; i < rows; i++)
                 for (int64_t j = 0; j < columns; j++) {
                     const int64_t at = (r + i) * D + p * LANES + j;

@@ -1,44 +1,23 @@
-"""A grafted layer's part of a decode step, one call of compiled C (`decode_step.c`) in the place of a dozen operators.
+"""A grafted layer's part of a decode step, one call of compiled C (`lattice_step.c`) in the place of a dozen operators.
 
-The C is compiled at the first step of a process that can use it, by the machine's compiler, for its processor, and kept
-in the user's cache folder. Without a compiler, on another device, in another dtype, or with `LACE_NATIVE=0` in the
-environment, `LatticeAttention` goes by its operators, which are the reference.
+Where that cannot be, `LatticeAttention` goes by its operators, which are the reference.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import stat
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from ctypes import POINTER, Structure, byref, c_double, c_int, c_int64, c_void_p
-from functools import cache
+from ctypes import Structure, byref, c_double, c_int64, c_void_p
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
 
 from lace.lattice.cache import LatticeCache
 from lace.lattice.grid import RowGrid
+from lace.native import build
+from lace.native.build import Kernel, Source, panels
 
-SWITCH = "LACE_NATIVE"
-"""Environment variable; 0 is off."""
-SOURCE = Path(__file__).with_name("decode_step.c")
-COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
-OPENMP = "-fopenmp"
-"""The pool of threads is torch's: it loads its runtime for all (RTLD_GLOBAL), so that our calls go there as well."""
-PATIENCE = 120
-"""Seconds for the compiler, which takes less than one."""
-LANES = 16
-"""Columns of a weight that lie side by side, as in the source."""
+SOURCE = Source(Path(__file__).with_name("lattice_step.c"), pointers=5)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -63,113 +42,9 @@ class _Step(Structure):
     ]
 
 
-class Kernel(NamedTuple):
-    """The compiled function."""
-
-    call: Callable[..., int]
-    shared: bool
-    """Whether it can use several threads of the processor."""
-
-
-# --- building ---------------------------------------------------------------------------------------------------------
-
-
-@cache
-def kernel() -> Kernel | None:
-    """Compiles the function, if no earlier process has, and loads it; None where that cannot be done."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    folder = _cache_folder() if compiler else None
-    if compiler is None or folder is None:
-        return None
-    for flags in ((*FLAGS, OPENMP), FLAGS):
-        with suppress(OSError, subprocess.SubprocessError):
-            library = ctypes.CDLL(str(_compiled(compiler, flags, folder)))
-            function = library.lattice_decode_step
-            function.argtypes, function.restype = [POINTER(_Layer), POINTER(_Step), *[c_void_p] * 3], c_int
-            return Kernel(function, OPENMP in flags)
-    return None
-
-
-def _compiled(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
-    """The library, whole at once for processes side by side.
-
-    Raises:
-        OSError, subprocess.SubprocessError: if it cannot be made.
-    """
-    source = SOURCE.read_bytes()
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=PATIENCE, check=True).stdout
-    made_of = (source, " ".join((compiler, *flags)).encode(), version, _processor().encode())
-    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:24]
-    path = folder / f"decode_step-{name}.so"
-    if not path.exists():
-        handle, begun = tempfile.mkstemp(dir=folder, suffix=".part")
-        os.close(handle)
-        try:
-            command = [compiler, *flags, "-o", begun, "-x", "c", "-", "-lm"]
-            subprocess.run(command, input=source, capture_output=True, timeout=PATIENCE, check=True)
-            os.chmod(begun, 0o700)
-            os.replace(begun, path)
-        finally:
-            Path(begun).unlink(missing_ok=True)
-    return path
-
-
-def _processor() -> str:
-    """What `-march=native` depends on: a cache folder may be shared by machines."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines() if about.exists() else []
-    kept = [line for line in lines if line.startswith(("vendor", "cpu family", "model", "flags", "Features", "CPU "))]
-    return "\n".join((platform.machine(), platform.processor(), *kept))
-
-
-def _cache_folder() -> Path | None:
-    """The user's folder for compiled code; None if anybody else could put something there."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        folder = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "lace"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = folder.resolve(strict=True)
-        return folder if _is_ours(folder) else None
-    except (OSError, RuntimeError):
-        return None
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether nobody but this user, and root, can write into a folder or put another in its place."""
-    if not hasattr(os, "getuid"):
-        return False
-    others = stat.S_IWGRP | stat.S_IWOTH
-    for place in (folder, *folder.parents):
-        about = place.stat()
-        guarded = place != folder and about.st_mode & stat.S_ISVTX  # there, only owners move what is theirs
-        if about.st_uid not in (0, os.getuid()) or (about.st_mode & others and not guarded):
-            return False
-    return True
-
-
-# --- using ------------------------------------------------------------------------------------------------------------
-
-
 def usable(device: torch.device, dtype: torch.dtype) -> Kernel | None:
     """The function, if a step there can go by it."""
-    if device.type != "cpu" or dtype not in DTYPES or os.environ.get(SWITCH) == "0":
-        return None
-    found = kernel()
-    return found if found is not None and (found.shared or torch.get_num_threads() == 1) else None
-
-
-@contextmanager
-def switched_off() -> Iterator[None]:
-    """Within the block steps go by operators."""
-    before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[SWITCH]
-        else:
-            os.environ[SWITCH] = before
+    return build.usable(SOURCE, device) if dtype in DTYPES else None
 
 
 class NativeLayer:
@@ -183,26 +58,19 @@ class NativeLayer:
     def __init__(self, lattice: Any) -> None:
         config, null_key = lattice.config, lattice.null_key
         normed_ZX = (lattice.qkvg_proj.weight.float() * lattice.norm.weight.float()).T
-        self.kept = [_panels(lattice.down_proj.weight.T), _panels(normed_ZX), _panels(lattice.up_proj.weight.T)]
+        self.kept = [panels(lattice.down_proj.weight.T), panels(normed_ZX), panels(lattice.up_proj.weight.T)]
         self.kept.append(null_key.detach().float().contiguous())
-        self.given = byref(
-            _Layer(
-                lattice.down_proj.in_features,
-                config.low_dim,
-                config.num_heads,
-                config.head_dim,
-                config.gate == "head",
-                null_key.dtype == torch.bfloat16,
-                lattice.norm.eps,
-                *(weight.data_ptr() for weight in self.kept),
-            )
+        self.layer = _Layer(
+            lattice.down_proj.in_features,
+            config.low_dim,
+            config.num_heads,
+            config.head_dim,
+            config.gate == "head",
+            null_key.dtype == torch.bfloat16,
+            lattice.norm.eps,
+            *(weight.data_ptr() for weight in self.kept),
         )
-
-
-def _panels(weight_DO: torch.Tensor) -> torch.Tensor:
-    """(panels, D, LANES), the last panel filled up with zeros."""
-    padded_DO = nn.functional.pad(weight_DO.float(), (0, -weight_DO.shape[1] % LANES))
-    return padded_DO.view(len(padded_DO), -1, LANES).transpose(0, 1).contiguous()
+        """For compiled code."""
 
 
 class NativeRows:
@@ -269,10 +137,10 @@ class NativeStep:
         assert cosines.dtype == torch.float32
         self.call, self.kept = function.call, (rows, cosines, sines)
         self.dtype, self.entries = rows.entries.dtype, rows.layers
-        step = _Step.from_buffer_copy(rows.step)
-        step.slot, step.stop, step.processors = slot, stop, torch.get_num_threads()
-        step.cosines, step.sines = cosines.data_ptr(), sines.data_ptr()
-        self.given = byref(step)
+        self.step = _Step.from_buffer_copy(rows.step)
+        """For compiled code."""
+        self.step.slot, self.step.stop, self.step.processors = slot, stop, torch.get_num_threads()
+        self.step.cosines, self.step.sines = cosines.data_ptr(), sines.data_ptr()
 
     def added(self, layer: NativeLayer, index: int, x_RD: torch.Tensor) -> torch.Tensor:
         """The SDPA output and what the threads' reading adds to it, (R, D); writes the entries of the step.
@@ -284,6 +152,7 @@ class NativeStep:
         """
         x_RD = x_RD.contiguous()
         out_RD = torch.empty_like(x_RD)
-        if self.call(layer.given, self.given, self.entries[index], x_RD.data_ptr(), out_RD.data_ptr()):
+        given = byref(layer.layer), byref(self.step), self.entries[index]
+        if self.call(*given, x_RD.data_ptr(), out_RD.data_ptr()):
             raise MemoryError("no memory for a step of the lattice")
         return out_RD

@@ -1,0 +1,88 @@
+"""A step of decoding: one token of every row through the model, by the fastest way that its kind and place allow.
+
+    NativeDecoder   one call of compiled code: decoders of the Llama kind in float32 on a processor
+    LeanDecoder     few operators: decoders of the Llama kind anywhere
+    WholeModel      the model's own forward pass: all others; the reference
+
+All compute the same: `tests/engine/test_native_decoder.py`, `test_lean_decoder.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from lace.engine import native_decoder
+from lace.engine.lean_decoder import LeanDecoder, is_llama_kind
+from lace.engine.native_decoder import NativeDecoder
+
+
+class WholeModel:
+    """The step by the model's own forward pass."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(
+        self,
+        tokens_R: torch.Tensor,
+        positions_R: torch.Tensor,
+        cache: Cache,
+        mask: torch.Tensor | None,
+        layout: dict[str, Any],
+    ) -> torch.Tensor:
+        """Computes logits (R, V).
+
+        Args:
+            tokens_R, positions_R: of the rows.
+            cache: whose layers take the new keys and values, and give back those to read.
+            mask: (R, C) 1 for columns that are the row's, 0 for others; or (R, 1, 1, C) what is added to their scores.
+            layout: the forward arguments of the thread layout, see `ThreadLayout.build`, and `lattice_cache`; none to
+                leave the lattice off.
+        """
+        out = self.model(
+            input_ids=tokens_R[:, None],
+            attention_mask=mask,
+            position_ids=positions_R[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            **layout,
+        )
+        logits_RV: torch.Tensor = out.logits[:, -1]
+        return logits_RV
+
+
+DecodeStep = WholeModel | LeanDecoder | NativeDecoder
+"""One token of every row."""
+
+
+class DecodeSteps:
+    """Makes the step of a model, and keeps it.
+
+    Args:
+        model: any.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._made: DecodeStep | None = None
+        self._state: list[tuple[int, int]] = []
+
+    def now(self, *, lean: bool = True) -> DecodeStep:
+        """The step of the model as it is now; asked for again, the same one until the weights change.
+
+        Args:
+            lean: whether it may go by another way than the model's own forward pass.
+        """
+        if not lean or not is_llama_kind(self.model):
+            return WholeModel(self.model)
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()]
+        function = native_decoder.usable(self.model)
+        kind = LeanDecoder if function is None else NativeDecoder
+        if not isinstance(self._made, kind) or state != self._state:
+            self._made = LeanDecoder(self.model) if function is None else NativeDecoder(self.model, function)
+            self._state = state
+        return self._made

@@ -1,0 +1,256 @@
+"""A step of a decoder of the Llama kind, one call of compiled C (`decoder_step.c`) in the place of all operators.
+
+For models in float32 on a processor. Where that cannot be, the step goes by the few operators of `lean_decoder`, which
+are its reference.
+
+Shape letters: R rows, C columns, D width, V vocabulary, K head dimensions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, addressof, byref, c_double, c_int64, c_void_p
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from lace.engine.cache import RowCache
+from lace.engine.lean_decoder import COPIED_BELOW, LeanDecoder, layout_of_threads
+from lace.engine.rolling_cache import RollingCache
+from lace.lattice import native
+from lace.lattice.attention import LatticeAttention, ThreadLayout
+from lace.lattice.graft import lattice_layers, numbered_lattices
+from lace.native import build
+from lace.native.build import LANES, Kernel, Source, panels
+
+SOURCE = Source(Path(__file__).with_name("decoder_step.c"), pointers=3)
+WIDEST_HEAD = 256
+"""As in the source."""
+FIXED_ANGLES = frozenset(("default", "linear", "llama3", "yarn"))
+"""Kinds of rotary angles that depend on the position alone."""
+POSITIONS = 512
+"""For which angles are computed at once."""
+
+
+class _Block(Structure):
+    """As in the source."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("before", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias")),
+        *((name, c_void_p) for name in ("after", "gate", "gate_bias", "up", "up_bias", "down", "down_bias")),
+        ("lattice", c_void_p),
+    ]
+
+
+class _Model(Structure):
+    """As in the source."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("width", "heads", "key_heads", "dim", "inner", "vocabulary", "count")),
+        *((name, c_double) for name in ("epsilon", "scaling")),
+        *((name, c_void_p) for name in ("embeddings", "norm", "head", "head_bias")),
+        ("blocks", POINTER(_Block)),
+        ("lattice_step", c_void_p),
+    ]
+
+
+class _Step(Structure):
+    """As in the source."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "columns", "processors")),
+        *((name, c_void_p) for name in ("tokens", "positions", "mask")),
+        ("mask_row", c_int64),
+        *((name, c_void_p) for name in ("cosines", "sines", "keys", "values")),
+        *((name, c_int64) for name in ("cache_row", "cache_head")),
+        *((name, c_void_p) for name in ("lattice", "entries")),
+    ]
+
+
+def usable(model: PreTrainedModel) -> Kernel | None:
+    """The function, if steps of a model of the Llama kind can go by it."""
+    dim = model.get_decoder().layers[0].self_attn.head_dim
+    if model.dtype != torch.float32 or dim % LANES or dim > WIDEST_HEAD:
+        return None
+    if sum(p.nbytes for p in model.parameters()) > COPIED_BELOW:
+        return None
+    if model.config.get_text_config().rope_parameters["rope_type"] not in FIXED_ANGLES:
+        return None
+    if any(type(lattice) is not LatticeAttention for lattice in lattice_layers(model)):
+        return None
+    return build.usable(SOURCE, model.device)
+
+
+class NativeDecoder:
+    """The step of a model for which `usable` has a function.
+
+    Args:
+        model: see `lace.engine.lean_decoder.is_llama_kind`.
+        function: see `usable`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, function: Kernel) -> None:
+        self.model, self.call = model, function.call
+        decoder: Any = model.get_decoder()
+        self.rotary, self.numbered = decoder.rotary_emb, numbered_lattices(model)
+        self.lattices = list(self.numbered.values())
+        self.angles = torch.empty(0), torch.empty(0)
+        self.kept: list[torch.Tensor] = []
+        """What compiled code reads by address."""
+        self.lattice_layers = [native.NativeLayer(lattice) for lattice in self.lattices]
+        blocks = [self._block(layer) for layer in decoder.layers]
+        for number, lattice in zip(self.numbered, self.lattice_layers, strict=True):
+            blocks[number].lattice = addressof(lattice.layer)
+        self.blocks = (_Block * len(blocks))(*blocks)
+        self.pointers = c_void_p * len(blocks)
+        attention, mlp = decoder.layers[0].self_attn, decoder.layers[0].mlp
+        head: Any = model.get_output_embeddings()
+        lattice_step = native.usable(model.device, model.dtype)
+        embeddings = decoder.embed_tokens.weight.detach().contiguous()
+        self.kept.append(embeddings)
+        self.model_step = _Model(
+            width=embeddings.shape[1],
+            heads=attention.q_proj.out_features // attention.head_dim,
+            key_heads=attention.k_proj.out_features // attention.head_dim,
+            dim=attention.head_dim,
+            inner=mlp.gate_proj.out_features,
+            vocabulary=head.out_features,
+            count=len(blocks),
+            epsilon=decoder.norm.variance_epsilon,
+            scaling=attention.scaling,
+            embeddings=embeddings.data_ptr(),
+            norm=self._padded(decoder.norm.weight),
+            head=self._weight(head),
+            head_bias=self._bias(head),
+            blocks=self.blocks,
+            lattice_step=lattice_step.address if lattice_step else None,
+        )
+
+    def _block(self, layer: Any) -> _Block:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = attention.q_proj, attention.k_proj, attention.v_proj
+        return _Block(
+            before=self._padded(layer.input_layernorm.weight),
+            qkv=self._weight(*qkv),
+            qkv_bias=self._bias(*qkv),
+            q_norm=self._padded(attention.q_norm.weight) if hasattr(attention, "q_norm") else None,
+            k_norm=self._padded(attention.k_norm.weight) if hasattr(attention, "k_norm") else None,
+            o=self._weight(attention.o_proj),
+            o_bias=self._bias(attention.o_proj),
+            after=self._padded(layer.post_attention_layernorm.weight),
+            gate=self._weight(mlp.gate_proj),
+            gate_bias=self._bias(mlp.gate_proj),
+            up=self._weight(mlp.up_proj),
+            up_bias=self._bias(mlp.up_proj),
+            down=self._weight(mlp.down_proj),
+            down_bias=self._bias(mlp.down_proj),
+        )
+
+    def _address(self, tensor: torch.Tensor) -> int:
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _padded(self, vector: torch.Tensor) -> int:
+        return self._address(nn.functional.pad(vector.detach(), (0, -len(vector) % LANES)).clone())
+
+    def _weight(self, *linears: nn.Linear) -> int:
+        return self._address(panels(torch.cat(tuple(linear.weight for linear in linears)).T))
+
+    def _bias(self, *linears: nn.Linear) -> int | None:
+        if all(linear.bias is None for linear in linears):
+            return None
+        biases = [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias for x in linears]
+        return self._padded(torch.cat(biases))
+
+    @cached_property
+    def lean(self) -> LeanDecoder:
+        """For what compiled code cannot do."""
+        return LeanDecoder(self.model)
+
+    def __call__(
+        self,
+        tokens_R: torch.Tensor,
+        positions_R: torch.Tensor,
+        cache: Cache,
+        mask: torch.Tensor | None,
+        layout: dict[str, Any],
+    ) -> torch.Tensor:
+        """Computes logits (R, V); as `lace.engine.decode_step.WholeModel`.
+
+        Raises:
+            MemoryError: if there is none for a step.
+        """
+        threads = layout_of_threads(self.lattices, layout)
+        reading = None if threads is None else self._reading(threads)
+        known = isinstance(cache, RowCache | RollingCache) and (mask is None or mask.ndim == 2)
+        if not known or (threads is not None and reading is None):
+            return self.lean.compute(tokens_R, positions_R, cache, mask, threads)
+        assert isinstance(cache, RowCache | RollingCache)
+        first, column = cache.next_column
+        layers: list[Any] = cache.layers
+        keys, values = self._columns(layers, first, column, len(tokens_R))
+        cosines_PK, sines_PK = self._angles(int(positions_R.max()) + 1)
+        logits_RV = torch.empty(len(tokens_R), self.model_step.vocabulary)
+        step = _Step(
+            rows=len(tokens_R),
+            columns=column + 1 - first,
+            processors=torch.get_num_threads(),
+            tokens=tokens_R.data_ptr(),
+            positions=positions_R.data_ptr(),
+            mask=None if mask is None else mask.data_ptr(),
+            mask_row=0 if mask is None else mask.stride(0),
+            cosines=cosines_PK.data_ptr(),
+            sines=sines_PK.data_ptr(),
+            keys=addressof(keys),
+            values=addressof(values),
+            cache_row=layers[0].keys.stride(0),
+            cache_head=layers[0].keys.stride(1),
+        )
+        if reading is not None:
+            step.lattice, step.entries = addressof(reading[0]), addressof(reading[1])
+        if self.call(byref(self.model_step), byref(step), logits_RV.data_ptr()):
+            raise MemoryError("no memory for a step of decoding")
+        if isinstance(cache, RowCache):
+            cache.advance()
+        return logits_RV
+
+    def _reading(self, threads: ThreadLayout) -> tuple[Structure, ctypes.Array[c_void_p]] | None:
+        """The lattice's part of a step, and where the entries of each block lie; None where it goes by operators."""
+        native_step = threads.native_step
+        if native_step is None or native_step.dtype != torch.float32 or not self.model_step.lattice_step:
+            return None
+        if any(lattice._forward_hooks for lattice in self.lattices):  # who watches is told by a call
+            return None
+        entries: list[int | None] = [None] * len(self.blocks)
+        for number, lattice in self.numbered.items():
+            if lattice.enabled:
+                entries[number] = native_step.entries[lattice.index]
+        return native_step.step, self.pointers(*entries)
+
+    def _columns(self, layers: list[Any], first: int, column: int, rows: int) -> list[ctypes.Array[c_void_p]]:
+        """Where the keys and the values of each block begin. What is made of that knows no bounds."""
+        made = []
+        shape, stride = layers[0].keys.shape, layers[0].keys.stride()
+        heads, dim = self.model_step.key_heads, self.model_step.dim
+        assert len(layers) == len(self.blocks)
+        assert (rows <= shape[0], shape[1], column < shape[2], shape[3]) == (True, heads, True, dim)
+        assert stride[2:] == (dim, 1)
+        for buffers in ([layer.keys for layer in layers], [layer.values for layer in layers]):
+            assert all(x.shape == shape and x.stride() == stride and x.dtype == torch.float32 for x in buffers)
+            made.append(self.pointers(*(x.data_ptr() + x.element_size() * first * dim for x in buffers)))
+        return made
+
+    def _angles(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of the rotary angles of at least so many positions, both (P, K)."""
+        if positions > len(self.angles[0]):
+            count = -(-positions // POSITIONS) * POSITIONS
+            numbers = torch.arange(count, device=self.model.device)[None]
+            cosines_1PK, sines_1PK = self.rotary(torch.empty(0, dtype=torch.float32), numbers)
+            self.angles = cosines_1PK[0].contiguous(), sines_1PK[0].contiguous()
+        return self.angles

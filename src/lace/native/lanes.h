@@ -1,0 +1,104 @@
+/* What compiled steps are made of: products of LANES columns side by side, each a sum in the order of its depth.
+
+   Weights lie in panels, (columns / LANES, depth, LANES), the last one filled up with zeros, so that a product reads
+   them once and in order. A row's result is the same, bit for bit, however many rows are multiplied with it. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16
+#define CHUNK 16 /* rows that are projected together */
+#ifdef __AVX512F__
+#define TILE 8 /* rows of a product at once: as many as there are registers for */
+#define PAIRS 1 /* whether there are registers for two panels */
+#else
+#define TILE 4
+#define PAIRS 0
+#endif
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t masks __attribute__((vector_size(4 * LANES)));
+
+static inline int64_t panels(int64_t columns) { return (columns + LANES - 1) / LANES; }
+
+static inline lanes *room(int64_t count) { return aligned_alloc(sizeof(lanes), count * sizeof(lanes)); }
+
+static inline __attribute__((always_inline)) void tile(const int rows, const int both, const int adding,
+                                                       int64_t depth, const float *a, int64_t row, int64_t column,
+                                                       const lanes *b, const lanes *b2, lanes *c, lanes *c2) {
+    lanes sum[TILE], sum2[TILE];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) sum[i] = adding ? c[i] : (lanes){0};
+#pragma GCC unroll 8
+    for (int i = 0; both && i < rows; i++) sum2[i] = adding ? c2[i] : (lanes){0};
+    for (int64_t d = 0; d < depth; d++) {
+        const float *at = a + d * column;
+        const lanes by = b[d], by2 = both ? b2[d] : by;
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            const float factor = at[i * row];
+            sum[i] += factor * by;
+            if (both) sum2[i] += factor * by2;
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) c[i] = sum[i];
+#pragma GCC unroll 8
+    for (int i = 0; both && i < rows; i++) c2[i] = sum2[i];
+}
+
+/* c (rows, LANES) = or += a (rows, depth) b (depth, LANES), and c2 by b2 if they are given, which costs less than twice;
+   `row` and `column` are the distances in a. */
+static inline __attribute__((always_inline)) void multiply(const int adding, int64_t rows, int64_t depth,
+                                                           const float *a, int64_t row, int64_t column, const lanes *b,
+                                                           const lanes *b2, lanes *c, lanes *c2) {
+    int64_t i = 0;
+    if (b2 && PAIRS) {
+        for (; i + TILE <= rows; i += TILE)
+            tile(TILE, 1, adding, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+        for (; i + 4 <= rows; i += 4) tile(4, 1, adding, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+        for (; i < rows; i++) tile(1, 1, adding, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+        return;
+    }
+    for (; b; b = b2, c = c2, b2 = 0, i = 0) {
+        for (; i + TILE <= rows; i += TILE) tile(TILE, 0, adding, depth, a + i * row, row, column, b, 0, c + i, 0);
+        for (; i + 4 <= rows; i += 4) tile(4, 0, adding, depth, a + i * row, row, column, b, 0, c + i, 0);
+        for (; i < rows; i++) tile(1, 0, adding, depth, a + i * row, row, column, b, 0, c + i, 0);
+    }
+}
+
+static inline lanes larger(lanes a, lanes b) {
+    masks is = a > b;
+    return (lanes)(((masks)a & is) | ((masks)b & ~is));
+}
+
+/* e^x for x <= 0: the polynomial of Cephes' expf on [-ln 2 / 2, ln 2 / 2] times a power of two; 0 below -87. */
+static inline lanes exponential(lanes x) {
+    masks counts = x > -87.0f;
+    lanes n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the nearest whole number is in the last bits */
+    masks power = ((masks)n - 0x4B400000 + 127) << 23;
+    n -= 12582912.0f;
+    x = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    lanes p = x * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    p = p * (x * x) + x + 1.0f;
+    return (lanes)((masks)(p * (lanes)power) & counts);
+}
+
+/* y (rows, whole panels) = x (rows, depth) w */
+static inline void project(int64_t rows, int64_t depth, int64_t columns, const float *x, const float *w, float *y) {
+    const int64_t count = panels(columns);
+    for (int64_t p = 0; p < count; p += 2) {
+        lanes made[2][CHUNK];
+        const lanes *b = (const lanes *)w + p * depth;
+        const int two = p + 1 < count;
+        multiply(0, rows, depth, x, depth, 1, b, two ? b + depth : 0, made[0], made[1]);
+        for (int q = 0; q <= two; q++)
+            for (int64_t r = 0; r < rows; r++) memcpy(y + (r * count + p + q) * LANES, made[q] + r, sizeof(lanes));
+    }
+}
