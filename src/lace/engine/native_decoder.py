@@ -160,7 +160,8 @@ class NativeDecoder:
         return self._address(nn.functional.pad(vector.detach(), (0, -len(vector) % LANES)).clone())
 
     def _weight(self, *linears: nn.Linear) -> int:
-        return self._address(panels(torch.cat(tuple(linear.weight for linear in linears)).T))
+        weights: list[torch.Tensor] = [linear.weight for linear in linears]
+        return self._address(panels(torch.cat(weights).T))
 
     def _bias(self, *linears: nn.Linear) -> int | None:
         if all(linear.bias is None for linear in linears):
