@@ -160,13 +160,12 @@ class NativeDecoder:
         return self._address(nn.functional.pad(vector.detach(), (0, -len(vector) % LANES)).clone())
 
     def _weight(self, *linears: nn.Linear) -> int:
-        weights: list[torch.Tensor] = [linear.weight for linear in linears]
-        return self._address(panels(torch.cat(weights).T))
+        return self._address(panels(torch.cat([linear.weight for linear in linears]).T))
 
     def _bias(self, *linears: nn.Linear) -> int | None:
         if all(linear.bias is None for linear in linears):
             return None
-        biases = [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias for x in linears]
+        biases: list[torch.Tensor] = [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias for x in linears]
         return self._padded(torch.cat(biases))
 
     @cached_property
