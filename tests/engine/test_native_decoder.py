@@ -228,3 +228,15 @@ def test_changed_weights_are_noticed(tokenizer: PreTrainedTokenizerFast) -> None
     found = engine.generate(PROMPTS[0], params)
     engine.lean = False
     assert_same(found, engine.generate(PROMPTS[0], params))
+
+
+def test_tokens_that_cannot_be_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer)
+    step, ids = DecodeSteps(model).now(), torch.arange(3, 18).view(3, 5)
+    for token, position in ((len(tokenizer), 5), (-1, 5), (3, -1)):
+        with torch.inference_mode():
+            prefill = DynamicCache()
+            model(ids, past_key_values=prefill)
+            cache = RowCache(prefill, torch.arange(3), 8)
+            with pytest.raises(IndexError, match="no such tokens or positions"):
+                step(torch.tensor([3, token, 3]), torch.tensor([5, position, 5]), cache, None, {})

@@ -38,12 +38,12 @@ typedef struct { /* as in native_decoder.py */
 } Model;
 
 typedef struct { /* as in native_decoder.py */
-    int64_t rows, columns, processors;
+    int64_t rows, columns, first, angles, processors; /* columns from the first that is read; positions with angles */
     const int64_t *tokens, *positions; /* (R) */
     const int64_t *mask;               /* (R, C) 0 for the columns before a row's own, or NULL */
     int64_t mask_row;                  /* distance in it */
-    const float *cosines, *sines;      /* (positions, K) */
-    float *const *keys, *const *values; /* of each block, (R, G, C, K), of which the last column is written here */
+    const float *cosines, *sines;      /* (angles, K) */
+    float *const *keys, *const *values; /* of each block, (R, G, .., K), of which the last column is written here */
     int64_t cache_row, cache_head;      /* distances in them */
     const void *lattice;                /* as `lattice_step` takes it, NULL where nobody reads */
     void *const *entries;               /* of each block, NULL where nobody reads */
@@ -157,8 +157,8 @@ static void attend(const Model *model, const Step *step, int64_t layer, int64_t 
                    lanes *score, float *read) {
     const Block *block = model->blocks + layer;
     const int64_t H = model->heads, G = model->key_heads, K = model->dim, count = step->columns - start;
-    const int64_t at = r * step->cache_row + g * step->cache_head;
-    float *keys = step->keys[layer] + at + start * K, *values = step->values[layer] + at + start * K;
+    const int64_t at = r * step->cache_row + g * step->cache_head + (step->first + start) * K;
+    float *keys = step->keys[layer] + at, *values = step->values[layer] + at;
     const float *cosine = step->cosines + step->positions[r] * K, *sine = step->sines + step->positions[r] * K;
     float *key = qkv + (H + g) * K;
     if (block->k_norm) rms_norm(K, model->epsilon, key, block->k_norm, key);
@@ -188,12 +188,16 @@ static void activate(int64_t count, lanes *gate, const lanes *up) {
     }
 }
 
-/* Returns 1 if there is no memory. */
+/* Returns 1 if there is no memory, 2 for a position without angles, 3 for a token or position that cannot be. */
 int decoder_step(const Model *model, const Step *step, float *logits) {
     const int64_t R = step->rows, D = model->width, H = model->heads, G = model->key_heads, K = model->dim;
     const int64_t F = model->inner, V = model->vocabulary, qkv_row = (H + 2 * G) * K;
     const double weights = model->count * (D * (double)(qkv_row + H * K + 3 * F)) + D * (double)V;
     const double products = R * (weights + model->count * 2.0 * H * K * step->columns);
+    for (int64_t r = 0; r < R; r++) {
+        if (step->tokens[r] < 0 || step->tokens[r] >= V || step->positions[r] < 0) return 3;
+        if (step->positions[r] >= step->angles) return 2;
+    }
     const int processors = products < WORTH_SHARING ? 1 : step->processors;
     const int64_t scores = panels(step->columns);
     lanes *memory = room(2 * R * panels(D) + R * panels(qkv_row) + R * panels(H * K) + 2 * R * panels(F) + R * scores);

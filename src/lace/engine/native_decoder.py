@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, Structure, addressof, byref, c_double, c_int64, c_void_p
 from functools import cached_property
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ FIXED_ANGLES = frozenset(("default", "linear", "llama3", "yarn"))
 """Kinds of rotary angles that depend on the position alone."""
 POSITIONS = 512
 """For which angles are computed at once."""
+NO_MEMORY, BEYOND_ANGLES = 1, 2
+"""What the function returns, as in the source."""
 
 
 class _Block(Structure):
@@ -63,7 +66,7 @@ class _Step(Structure):
     """As in the source."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("rows", "columns", "processors")),
+        *((name, c_int64) for name in ("rows", "columns", "first", "angles", "processors")),
         *((name, c_void_p) for name in ("tokens", "positions", "mask")),
         ("mask_row", c_int64),
         *((name, c_void_p) for name in ("cosines", "sines", "keys", "values")),
@@ -101,6 +104,8 @@ class NativeDecoder:
         self.rotary, self.numbered = decoder.rotary_emb, numbered_lattices(model)
         self.lattices = list(self.numbered.values())
         self.angles = torch.empty(0), torch.empty(0)
+        self.buffers: list[torch.Tensor] = []
+        """Keys of each block, then values: those of the last step."""
         self.kept: list[torch.Tensor] = []
         """What compiled code reads by address."""
         self.lattice_layers = [native.NativeLayer(lattice) for lattice in self.lattices]
@@ -185,6 +190,7 @@ class NativeDecoder:
 
         Raises:
             MemoryError: if there is none for a step.
+            IndexError: for a token or a position that cannot be.
         """
         threads = layout_of_threads(self.lattices, layout)
         reading = None if threads is None else self._reading(threads)
@@ -193,29 +199,38 @@ class NativeDecoder:
             return self.lean.compute(tokens_R, positions_R, cache, mask, threads)
         assert isinstance(cache, RowCache | RollingCache)
         first, column = cache.next_column
-        layers: list[Any] = cache.layers
-        keys, values = self._columns(layers, first, column, len(tokens_R))
-        cosines_PK, sines_PK = self._angles(int(positions_R.max()) + 1)
+        self._find_buffers(cache.layers)
+        # What follows knows no bounds.
+        rows, _, columns, _ = self.buffers[0].shape
+        assert len(positions_R) == len(tokens_R) <= rows
+        assert first <= column < columns
         logits_RV = torch.empty(len(tokens_R), self.model_step.vocabulary)
         step = _Step(
             rows=len(tokens_R),
             columns=column + 1 - first,
+            first=first,
             processors=torch.get_num_threads(),
             tokens=tokens_R.data_ptr(),
             positions=positions_R.data_ptr(),
             mask=None if mask is None else mask.data_ptr(),
             mask_row=0 if mask is None else mask.stride(0),
-            cosines=cosines_PK.data_ptr(),
-            sines=sines_PK.data_ptr(),
-            keys=addressof(keys),
-            values=addressof(values),
-            cache_row=layers[0].keys.stride(0),
-            cache_head=layers[0].keys.stride(1),
+            keys=addressof(self.columns[0]),
+            values=addressof(self.columns[1]),
+            cache_row=self.buffers[0].stride(0),
+            cache_head=self.buffers[0].stride(1),
         )
         if reading is not None:
             step.lattice, step.entries = addressof(reading[0]), addressof(reading[1])
-        if self.call(byref(self.model_step), byref(step), logits_RV.data_ptr()):
+        given = byref(self.model_step), byref(step), logits_RV.data_ptr()
+        self._point_at_angles(step)
+        if (failed := self.call(*given)) == BEYOND_ANGLES:
+            self._compute_angles(int(positions_R.max()) + 1)
+            self._point_at_angles(step)
+            failed = self.call(*given)
+        if failed == NO_MEMORY:
             raise MemoryError("no memory for a step of decoding")
+        if failed:
+            raise IndexError(f"no such tokens or positions: {tokens_R.tolist()}, {positions_R.tolist()}")
         if isinstance(cache, RowCache):
             cache.advance()
         return logits_RV
@@ -233,24 +248,27 @@ class NativeDecoder:
                 entries[number] = native_step.entries[lattice.index]
         return native_step.step, self.pointers(*entries)
 
-    def _columns(self, layers: list[Any], first: int, column: int, rows: int) -> list[ctypes.Array[c_void_p]]:
-        """Where the keys and the values of each block begin. What is made of that knows no bounds."""
-        made = []
-        shape, stride = layers[0].keys.shape, layers[0].keys.stride()
-        heads, dim = self.model_step.key_heads, self.model_step.dim
+    def _find_buffers(self, layers: list[Any]) -> None:
+        """Where the keys and the values of each block begin, if these are others than in the last step."""
+        buffers = [layer.keys for layer in layers] + [layer.values for layer in layers]
+        if len(buffers) == len(self.buffers) and all(map(is_, buffers, self.buffers)):
+            return
+        (_, heads, _, dim), stride = buffers[0].shape, buffers[0].stride()
         assert len(layers) == len(self.blocks)
-        assert (rows <= shape[0], shape[1], column < shape[2], shape[3]) == (True, heads, True, dim)
+        assert (heads, dim) == (self.model_step.key_heads, self.model_step.dim)
         assert stride[2:] == (dim, 1)
-        for buffers in ([layer.keys for layer in layers], [layer.values for layer in layers]):
-            assert all(x.shape == shape and x.stride() == stride and x.dtype == torch.float32 for x in buffers)
-            made.append(self.pointers(*(x.data_ptr() + x.element_size() * first * dim for x in buffers)))
-        return made
+        assert all(x.shape == buffers[0].shape and x.stride() == stride for x in buffers)
+        assert all(x.dtype == torch.float32 and x.device.type == "cpu" for x in buffers)
+        addresses = [x.data_ptr() for x in buffers]
+        self.columns = self.pointers(*addresses[: len(layers)]), self.pointers(*addresses[len(layers) :])
+        self.buffers = buffers
 
-    def _angles(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _point_at_angles(self, step: _Step) -> None:
+        cosines_PK, sines_PK = self.angles
+        step.angles, step.cosines, step.sines = len(cosines_PK), cosines_PK.data_ptr(), sines_PK.data_ptr()
+
+    def _compute_angles(self, positions: int) -> None:
         """Cosine and sine of the rotary angles of at least so many positions, both (P, K)."""
-        if positions > len(self.angles[0]):
-            count = -(-positions // POSITIONS) * POSITIONS
-            numbers = torch.arange(count, device=self.model.device)[None]
-            cosines_1PK, sines_1PK = self.rotary(torch.empty(0, dtype=torch.float32), numbers)
-            self.angles = cosines_1PK[0].contiguous(), sines_1PK[0].contiguous()
-        return self.angles
+        numbers = torch.arange(-(-positions // POSITIONS) * POSITIONS, device=self.model.device)[None]
+        cosines_1PK, sines_1PK = self.rotary(torch.empty(0, dtype=torch.float32), numbers)
+        self.angles = cosines_1PK[0].contiguous(), sines_1PK[0].contiguous()
