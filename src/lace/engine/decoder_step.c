@@ -25,7 +25,6 @@
 typedef struct { /* as in native_decoder.py; weights in panels, vectors padded to whole panels, NULL for what is not there */
     const float *before, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias;
     const float *after, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
-    const void *lattice; /* as `lattice_step` takes it */
 } Block;
 
 typedef struct { /* as in native_decoder.py */
@@ -46,7 +45,8 @@ typedef struct { /* as in native_decoder.py */
     float *const *keys, *const *values; /* of each block, (R, G, .., K), of which the last column is written here */
     int64_t cache_row, cache_head;      /* distances in them */
     const void *lattice;                /* as `lattice_step` takes it, NULL where nobody reads */
-    void *const *entries;               /* of each block, NULL where nobody reads */
+    const void *const *readers;         /* of each block, likewise: its grafted layer */
+    void *const *entries;               /* of each block */
 } Step;
 
 static inline int64_t padded(int64_t width) { return panels(width) * LANES; }
@@ -223,8 +223,8 @@ int decoder_step(const Model *model, const Step *step, float *logits) {
         for (int64_t r = 0; r < R; r++)
             for (int64_t g = 0; g < G; g++)
                 attend(model, step, layer, r, g, starts[r], qkv + r * qkv_row, score + r * scores, read + r * H * K);
-        if (block->lattice && step->lattice && step->entries[layer])
-            failed = model->lattice_step(block->lattice, step->lattice, step->entries[layer], read, read);
+        if (step->lattice && step->readers[layer])
+            failed = model->lattice_step(step->readers[layer], step->lattice, step->entries[layer], read, read);
         product(R, H * K, D, read, block->o, block->o_bias, h, padded(D), 1, processors);
         for (int64_t r = 0; r < R; r++)
             rms_norm(D, model->epsilon, h + r * padded(D), block->after, x + r * padded(D));

@@ -46,7 +46,6 @@ class _Block(Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("before", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias")),
         *((name, c_void_p) for name in ("after", "gate", "gate_bias", "up", "up_bias", "down", "down_bias")),
-        ("lattice", c_void_p),
     ]
 
 
@@ -71,7 +70,7 @@ class _Step(Structure):
         ("mask_row", c_int64),
         *((name, c_void_p) for name in ("cosines", "sines", "keys", "values")),
         *((name, c_int64) for name in ("cache_row", "cache_head")),
-        *((name, c_void_p) for name in ("lattice", "entries")),
+        *((name, c_void_p) for name in ("lattice", "readers", "entries")),
     ]
 
 
@@ -108,10 +107,7 @@ class NativeDecoder:
         """Keys of each block, then values: those of the last step."""
         self.kept: list[torch.Tensor] = []
         """What compiled code reads by address."""
-        self.lattice_layers = [native.NativeLayer(lattice) for lattice in self.lattices]
         blocks = [self._block(layer) for layer in decoder.layers]
-        for number, lattice in zip(self.numbered, self.lattice_layers, strict=True):
-            blocks[number].lattice = addressof(lattice.layer)
         self.blocks = (_Block * len(blocks))(*blocks)
         self.pointers = c_void_p * len(blocks)
         attention, mlp = decoder.layers[0].self_attn, decoder.layers[0].mlp
@@ -220,7 +216,7 @@ class NativeDecoder:
             cache_head=self.buffers[0].stride(1),
         )
         if reading is not None:
-            step.lattice, step.entries = addressof(reading[0]), addressof(reading[1])
+            step.lattice, step.readers, step.entries = map(addressof, reading)
         given = byref(self.model_step), byref(step), logits_RV.data_ptr()
         self._point_at_angles(step)
         if (failed := self.call(*given)) == BEYOND_ANGLES:
@@ -235,18 +231,22 @@ class NativeDecoder:
             cache.advance()
         return logits_RV
 
-    def _reading(self, threads: ThreadLayout) -> tuple[Structure, ctypes.Array[c_void_p]] | None:
-        """The lattice's part of a step, and where the entries of each block lie; None where it goes by operators."""
+    def _reading(
+        self, threads: ThreadLayout
+    ) -> tuple[Structure, ctypes.Array[c_void_p], ctypes.Array[c_void_p]] | None:
+        """The lattice's part of a step, and the grafted layer of each block and its entries; None where that goes by
+        operators."""
         native_step = threads.native_step
         if native_step is None or native_step.dtype != torch.float32 or not self.model_step.lattice_step:
             return None
         if any(lattice._forward_hooks for lattice in self.lattices):  # who watches is told by a call
             return None
-        entries: list[int | None] = [None] * len(self.blocks)
+        readers, entries = self.pointers(), self.pointers()
         for number, lattice in self.numbered.items():
             if lattice.enabled:
+                readers[number] = addressof(lattice.native_layer(threads).layer)
                 entries[number] = native_step.entries[lattice.index]
-        return native_step.step, self.pointers(*entries)
+        return native_step.step, readers, entries
 
     def _find_buffers(self, layers: list[Any]) -> None:
         """Where the keys and the values of each block begin, if these are others than in the last step."""

@@ -315,11 +315,17 @@ class LatticeAttention(nn.Module):
         cache = layout.cache
         assert cache is not None
         if (native := layout.native_step) is not None and native.dtype == x_RD.dtype:
-            if self.index not in cache.native_layers:
-                cache.native_layers[self.index] = NativeLayer(self)
-            return native.added(cache.native_layers[self.index], self.index, x_RD)
+            return native.added(self.native_layer(layout), self.index, x_RD)
         read_RX = self._read_in_step(x_RD, layout)
         return torch.addmm(x_RD, read_RX, cache.weights[self.index].up_XD)
+
+    def native_layer(self, layout: ThreadLayout) -> NativeLayer:
+        """The layer as compiled code takes it, made once for a cache."""
+        assert layout.cache is not None
+        known: dict[int, NativeLayer] = layout.cache.native_layers
+        if self.index not in known:
+            known[self.index] = NativeLayer(self)
+        return known[self.index]
 
     def _read_in_step(self, x_RD: torch.Tensor, layout: ThreadLayout) -> torch.Tensor:
         """What goes into `up_proj` in a step of decoding, (R, H * K), in a third of the operators."""
