@@ -1,4 +1,5 @@
-/* A step of a decoder of the Llama kind on a processor, in float32: what `LeanDecoder` computes, in one call.
+/* A step of a decoder of the Llama kind on a processor: what `LeanDecoder` computes, in one call. Where the model is in
+   bfloat16, so are weights, embeddings and caches, and what is made of them is still in float32.
 
    For each row r with the token t at the position p, D, H, G, K, F the width, the query heads, the key-value heads, the
    dimensions of a head and the inner width of the MLP:
@@ -22,16 +23,17 @@
 #define MOST_PARTS 16     /* of a head, LANES dimensions each */
 #define WORTH_SHARING 1e6 /* products of a step; less is done before other processor threads are awake */
 
-typedef struct { /* as in native_decoder.py; weights in panels, vectors padded to whole panels, NULL for what is not there */
-    const float *before, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias;
-    const float *after, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
+typedef struct { /* as in native_decoder.py; vectors are in float32, padded to whole panels, NULL where there are none */
+    const void *qkv, *o, *gate, *up, *down; /* in panels */
+    const float *before, *after, *q_norm, *k_norm, *qkv_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
 } Block;
 
 typedef struct { /* as in native_decoder.py */
-    int64_t width, heads, key_heads, dim, inner, vocabulary, count;
+    int64_t width, heads, key_heads, dim, inner, vocabulary, count, bfloat16;
     double epsilon, scaling;
-    const float *embeddings; /* (V, D) */
-    const float *norm, *head, *head_bias;
+    const void *embeddings; /* (V, D) */
+    const void *head;
+    const float *norm, *head_bias;
     const Block *blocks;
     int (*lattice_step)(const void *layer, const void *step, void *entries, const void *x, void *out);
 } Model;
@@ -42,7 +44,7 @@ typedef struct { /* as in native_decoder.py */
     const int64_t *mask;               /* (R, C) 0 for the columns before a row's own, or NULL */
     int64_t mask_row;                  /* distance in it */
     const float *cosines, *sines;      /* (angles, K) */
-    float *const *keys, *const *values; /* of each block, (R, G, .., K), of which the last column is written here */
+    void *const *keys, *const *values; /* of each block, (R, G, .., K), of which the last column is written here */
     int64_t cache_row, cache_head;      /* distances in them */
     const void *lattice;                /* as `lattice_step` takes it, NULL where nobody reads */
     const void *const *readers;         /* of each block, likewise: its grafted layer */
@@ -66,25 +68,35 @@ static inline void rms_norm(int64_t width, double epsilon, const float *x, const
     for (int64_t p = 0; p < panels(width); p++) out[p] = in[p] * scale * by[p];
 }
 
-/* y (R, columns) = or += x (R, depth) w + bias; rows of x are padded, those of y lie `y_row` apart. */
-static void product(int64_t rows, int64_t depth, int64_t columns, const float *x, const float *w, const float *bias,
-                    float *y, int64_t y_row, int adding, int processors) {
+/* Two panels of y (R, columns) = or += x (R, depth) w + bias; rows of x are padded, those of y lie `y_row` apart. */
+static inline __attribute__((always_inline)) void two_panels(const int half, int64_t p, int64_t rows, int64_t depth,
+                                                             int64_t columns, const float *x, const void *w,
+                                                             const float *bias, float *y, int64_t y_row, int adding) {
+    const int64_t within = columns - p * LANES < 2 * LANES ? columns - p * LANES : 2 * LANES;
+    const int64_t size = depth * (half ? sizeof(halves) : sizeof(lanes));
+    const char *b = (const char *)w + p * size, *b2 = within > LANES ? b + size : 0;
+    for (int64_t r = 0; r < rows; r += CHUNK) {
+        const int64_t count = rows - r < CHUNK ? rows - r : CHUNK;
+        lanes made[2][CHUNK];
+        multiply(0, half, count, depth, x + r * padded(depth), padded(depth), 1, b, b2, made[0], made[1]);
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t j = 0; j < within; j++) {
+                float *to = y + (r + i) * y_row + p * LANES + j, one = ((float *)(made[j / LANES] + i))[j % LANES];
+                if (bias) one += bias[p * LANES + j];
+                *to = adding ? *to + one : one;
+            }
+    }
+}
+
+static void product(const Model *model, int64_t rows, int64_t depth, int64_t columns, const float *x, const void *w,
+                    const float *bias, float *y, int64_t y_row, int adding, int processors) {
     (void)processors; /* where there is no OpenMP */
 #pragma omp parallel for num_threads(processors) if (processors > 1)
     for (int64_t p = 0; p < panels(columns); p += 2) {
-        const int64_t within = columns - p * LANES < 2 * LANES ? columns - p * LANES : 2 * LANES;
-        const lanes *b = (const lanes *)w + p * depth, *b2 = within > LANES ? b + depth : 0;
-        for (int64_t r = 0; r < rows; r += CHUNK) {
-            const int64_t count = rows - r < CHUNK ? rows - r : CHUNK;
-            lanes made[2][CHUNK];
-            multiply(0, count, depth, x + r * padded(depth), padded(depth), 1, b, b2, made[0], made[1]);
-            for (int64_t i = 0; i < count; i++)
-                for (int64_t j = 0; j < within; j++) {
-                    float *to = y + (r + i) * y_row + p * LANES + j, one = ((float *)(made[j / LANES] + i))[j % LANES];
-                    if (bias) one += bias[p * LANES + j];
-                    *to = adding ? *to + one : one;
-                }
-        }
+        if (model->bfloat16)
+            two_panels(1, p, rows, depth, columns, x, w, bias, y, y_row, adding);
+        else
+            two_panels(0, p, rows, depth, columns, x, w, bias, y, y_row, adding);
     }
 }
 
@@ -108,19 +120,24 @@ static inline lanes sums(lanes x[LANES]) {
            PICK(x[0], x[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
+typedef lanes loose_lanes __attribute__((aligned(4)));
+typedef halves loose_halves __attribute__((aligned(2)));
+
+static inline __attribute__((always_inline)) lanes entry(const int half, const void *x, int64_t i) {
+    return half ? widened(((const loose_halves *)x)[i]) : (lanes)((const loose_lanes *)x)[i];
+}
+
 /* A query reads `count` columns; the keys and values of a column are `parts` vectors. */
-static inline __attribute__((always_inline)) void read_columns(const int parts, int64_t count, const float *query,
-                                                               float scaling, const float *keys, const float *values,
-                                                               lanes *score, float *read) {
-    typedef lanes unaligned __attribute__((aligned(4)));
-    const unaligned *key = (const unaligned *)keys, *value = (const unaligned *)values;
+static inline __attribute__((always_inline)) void read_columns(const int half, const int parts, int64_t count,
+                                                               const float *query, float scaling, const void *keys,
+                                                               const void *values, lanes *score, float *read) {
     lanes q[MOST_PARTS], most = (lanes){0} - INFINITY, total = {0};
-    for (int j = 0; j < parts; j++) q[j] = ((const unaligned *)query)[j] * scaling;
+    for (int j = 0; j < parts; j++) q[j] = ((const loose_lanes *)query)[j] * scaling;
     for (int64_t c = 0; c < count; c += LANES) {
         const int here = count - c < LANES ? count - c : LANES;
         lanes part[LANES] = {0};
         for (int i = 0; i < here; i++)
-            for (int j = 0; j < parts; j++) part[i] += q[j] * key[(c + i) * parts + j];
+            for (int j = 0; j < parts; j++) part[i] += q[j] * entry(half, keys, (c + i) * parts + j);
         lanes made = sums(part);
         for (int i = here; i < LANES; i++) ((float *)&made)[i] = -INFINITY;
         most = larger(made, most);
@@ -135,11 +152,11 @@ static inline __attribute__((always_inline)) void read_columns(const int parts, 
         lanes left[4] = {0}, right[4] = {0};
         for (int64_t c = 0; c < count; c += 4)
             for (int i = 0; i < 4 && c + i < count; i++) {
-                left[i] += weight[c + i] * value[(c + i) * parts + first];
-                if (both) right[i] += weight[c + i] * value[(c + i) * parts + first + 1];
+                left[i] += weight[c + i] * entry(half, values, (c + i) * parts + first);
+                if (both) right[i] += weight[c + i] * entry(half, values, (c + i) * parts + first + 1);
             }
-        ((unaligned *)read)[first] = ((left[0] + left[1]) + (left[2] + left[3])) * scale;
-        if (both) ((unaligned *)read)[first + 1] = ((right[0] + right[1]) + (right[2] + right[3])) * scale;
+        ((loose_lanes *)read)[first] = ((left[0] + left[1]) + (left[2] + left[3])) * scale;
+        if (both) ((loose_lanes *)read)[first + 1] = ((right[0] + right[1]) + (right[2] + right[3])) * scale;
     }
 }
 
@@ -158,22 +175,28 @@ static void attend(const Model *model, const Step *step, int64_t layer, int64_t 
     const Block *block = model->blocks + layer;
     const int64_t H = model->heads, G = model->key_heads, K = model->dim, count = step->columns - start;
     const int64_t at = r * step->cache_row + g * step->cache_head + (step->first + start) * K;
-    float *keys = step->keys[layer] + at, *values = step->values[layer] + at;
+    const int half = model->bfloat16;
+    char *keys = (char *)step->keys[layer] + at * (half ? 2 : 4), *values = (char *)step->values[layer] + at * (half ? 2 : 4);
     const float *cosine = step->cosines + step->positions[r] * K, *sine = step->sines + step->positions[r] * K;
     float *key = qkv + (H + g) * K;
     if (block->k_norm) rms_norm(K, model->epsilon, key, block->k_norm, key);
     turn(K, cosine, sine, key);
-    memcpy(keys + (count - 1) * K, key, K * sizeof(float));
-    memcpy(values + (count - 1) * K, qkv + (H + G + g) * K, K * sizeof(float));
+    for (int64_t i = 0; i < K; i++) {
+        store(keys, (count - 1) * K + i, half, key[i]);
+        store(values, (count - 1) * K + i, half, qkv[(H + G + g) * K + i]);
+    }
     for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
         float *query = qkv + h * K, *to = read + h * K;
         if (block->q_norm) rms_norm(K, model->epsilon, query, block->q_norm, query);
         turn(K, cosine, sine, query);
+#define READ(parts)                                                                                                    \
+    half ? read_columns(1, parts, count, query, model->scaling, keys, values, score, to)                               \
+         : read_columns(0, parts, count, query, model->scaling, keys, values, score, to)
         switch (K / LANES) {
-        case 2: read_columns(2, count, query, model->scaling, keys, values, score, to); break;
-        case 4: read_columns(4, count, query, model->scaling, keys, values, score, to); break;
-        case 8: read_columns(8, count, query, model->scaling, keys, values, score, to); break;
-        default: read_columns(K / LANES, count, query, model->scaling, keys, values, score, to);
+        case 2: READ(2); break;
+        case 4: READ(4); break;
+        case 8: READ(8); break;
+        default: READ(K / LANES);
         }
     }
 }
@@ -191,7 +214,7 @@ static void activate(int64_t count, lanes *gate, const lanes *up) {
 /* Returns 1 if there is no memory, 2 for a position without angles, 3 for a token or position that cannot be. */
 int decoder_step(const Model *model, const Step *step, float *logits) {
     const int64_t R = step->rows, D = model->width, H = model->heads, G = model->key_heads, K = model->dim;
-    const int64_t F = model->inner, V = model->vocabulary, qkv_row = (H + 2 * G) * K;
+    const int64_t F = model->inner, V = model->vocabulary, qkv_row = (H + 2 * G) * K, widest = F > H * K ? F : H * K;
     const double weights = model->count * (D * (double)(qkv_row + H * K + 3 * F)) + D * (double)V;
     const double products = R * (weights + model->count * 2.0 * H * K * step->columns);
     for (int64_t r = 0; r < R; r++) {
@@ -200,41 +223,44 @@ int decoder_step(const Model *model, const Step *step, float *logits) {
     }
     const int processors = products < WORTH_SHARING ? 1 : step->processors;
     const int64_t scores = panels(step->columns);
-    lanes *memory = room(2 * R * panels(D) + R * panels(qkv_row) + R * panels(H * K) + 2 * R * panels(F) + R * scores);
+    lanes *memory = room(2 * R * panels(D) + R * panels(qkv_row) + R * panels(H * K) + 2 * R * panels(widest) + R * scores);
     int64_t *starts = malloc(R * sizeof(int64_t));
     int failed = !memory || !starts;
     if (failed) goto end;
     float *h = (float *)memory, *x = h + R * padded(D), *qkv = x + R * padded(D), *read = qkv + R * qkv_row;
-    float *gate = read + R * H * K, *up = gate + R * padded(F);
-    lanes *score = (lanes *)(up + R * padded(F));
+    float *gate = read + R * H * K, *up = gate + R * padded(widest);
+    lanes *score = (lanes *)(up + R * padded(widest));
+    void *x_of_lattice = model->bfloat16 ? (void *)gate : (void *)read; /* gate is not in use then */
     memset(memory, 0, 2 * R * padded(D) * sizeof(float));
-    memset(gate, 0, 2 * R * padded(F) * sizeof(float));
     for (int64_t r = 0; r < R; r++) {
         const int64_t *own = step->mask ? step->mask + r * step->mask_row : 0;
         for (starts[r] = 0; own && starts[r] < step->columns - 1 && !own[starts[r]];) starts[r]++;
-        memcpy(h + r * padded(D), model->embeddings + step->tokens[r] * D, D * sizeof(float));
+        copy(D, model->embeddings, step->tokens[r] * D, model->bfloat16, h + r * padded(D));
     }
     for (int64_t layer = 0; layer < model->count && !failed; layer++) {
         const Block *block = model->blocks + layer;
         for (int64_t r = 0; r < R; r++)
             rms_norm(D, model->epsilon, h + r * padded(D), block->before, x + r * padded(D));
-        product(R, D, qkv_row, x, block->qkv, block->qkv_bias, qkv, qkv_row, 0, processors);
+        product(model, R, D, qkv_row, x, block->qkv, block->qkv_bias, qkv, qkv_row, 0, processors);
 #pragma omp parallel for num_threads(processors) if (processors > 1)
         for (int64_t r = 0; r < R; r++)
             for (int64_t g = 0; g < G; g++)
                 attend(model, step, layer, r, g, starts[r], qkv + r * qkv_row, score + r * scores, read + r * H * K);
-        if (step->lattice && step->readers[layer])
-            failed = model->lattice_step(step->readers[layer], step->lattice, step->entries[layer], read, read);
-        product(R, H * K, D, read, block->o, block->o_bias, h, padded(D), 1, processors);
+        if (step->lattice && step->readers[layer]) {
+            for (int64_t i = 0; i < R * H * K && model->bfloat16; i++) store(x_of_lattice, i, 1, read[i]);
+            failed = model->lattice_step(step->readers[layer], step->lattice, step->entries[layer], x_of_lattice, x_of_lattice);
+            for (int64_t i = 0; i < R * H * K && model->bfloat16; i++) read[i] = load(x_of_lattice, i, 1);
+        }
+        product(model, R, H * K, D, read, block->o, block->o_bias, h, padded(D), 1, processors);
         for (int64_t r = 0; r < R; r++)
             rms_norm(D, model->epsilon, h + r * padded(D), block->after, x + r * padded(D));
-        product(R, D, F, x, block->gate, block->gate_bias, gate, padded(F), 0, processors);
-        product(R, D, F, x, block->up, block->up_bias, up, padded(F), 0, processors);
+        product(model, R, D, F, x, block->gate, block->gate_bias, gate, padded(F), 0, processors);
+        product(model, R, D, F, x, block->up, block->up_bias, up, padded(F), 0, processors);
         activate(R * panels(F), (lanes *)gate, (const lanes *)up);
-        product(R, F, D, gate, block->down, block->down_bias, h, padded(D), 1, processors);
+        product(model, R, F, D, gate, block->down, block->down_bias, h, padded(D), 1, processors);
     }
     for (int64_t r = 0; r < R; r++) rms_norm(D, model->epsilon, h + r * padded(D), model->norm, x + r * padded(D));
-    product(R, D, V, x, model->head, model->head_bias, logits, V, 0, processors);
+    product(model, R, D, V, x, model->head, model->head_bias, logits, V, 0, processors);
 end:
     free(memory);
     free(starts);

@@ -1,7 +1,7 @@
 """A step of a decoder of the Llama kind, one call of compiled C (`decoder_step.c`) in the place of all operators.
 
-For models in float32 on a processor. Where that cannot be, the step goes by the few operators of `lean_decoder`, which
-are its reference.
+For models in float32 or bfloat16 on a processor. Where that cannot be, the step goes by the few operators of
+`lean_decoder`, which are its reference; in bfloat16 these round what compiled code keeps in float32.
 
 Shape letters: R rows, C columns, D width, V vocabulary, K head dimensions.
 """
@@ -44,8 +44,8 @@ class _Block(Structure):
     """As in the source."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("before", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias")),
-        *((name, c_void_p) for name in ("after", "gate", "gate_bias", "up", "up_bias", "down", "down_bias")),
+        *((name, c_void_p) for name in ("qkv", "o", "gate", "up", "down", "before", "after", "q_norm", "k_norm")),
+        *((name, c_void_p) for name in ("qkv_bias", "o_bias", "gate_bias", "up_bias", "down_bias")),
     ]
 
 
@@ -53,9 +53,9 @@ class _Model(Structure):
     """As in the source."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("width", "heads", "key_heads", "dim", "inner", "vocabulary", "count")),
+        *((n, c_int64) for n in ("width", "heads", "key_heads", "dim", "inner", "vocabulary", "count", "bfloat16")),
         *((name, c_double) for name in ("epsilon", "scaling")),
-        *((name, c_void_p) for name in ("embeddings", "norm", "head", "head_bias")),
+        *((name, c_void_p) for name in ("embeddings", "head", "norm", "head_bias")),
         ("blocks", POINTER(_Block)),
         ("lattice_step", c_void_p),
     ]
@@ -77,7 +77,7 @@ class _Step(Structure):
 def usable(model: PreTrainedModel) -> Kernel | None:
     """The function, if steps of a model of the Llama kind can go by it."""
     dim = model.get_decoder().layers[0].self_attn.head_dim
-    if model.dtype != torch.float32 or dim % LANES or dim > WIDEST_HEAD:
+    if model.dtype not in native.DTYPES or dim % LANES or dim > WIDEST_HEAD:
         return None
     if sum(p.nbytes for p in model.parameters()) > COPIED_BELOW:
         return None
@@ -123,6 +123,7 @@ class NativeDecoder:
             inner=mlp.gate_proj.out_features,
             vocabulary=head.out_features,
             count=len(blocks),
+            bfloat16=model.dtype == torch.bfloat16,
             epsilon=decoder.norm.variance_epsilon,
             scaling=attention.scaling,
             embeddings=embeddings.data_ptr(),
@@ -158,7 +159,7 @@ class NativeDecoder:
         return tensor.data_ptr()
 
     def _padded(self, vector: torch.Tensor) -> int:
-        return self._address(nn.functional.pad(vector.detach(), (0, -len(vector) % LANES)).clone())
+        return self._address(nn.functional.pad(vector.detach().float(), (0, -len(vector) % LANES)).clone())
 
     def _weight(self, *linears: nn.Linear) -> int:
         return self._address(panels(torch.cat([linear.weight for linear in linears]).T))
@@ -237,7 +238,7 @@ class NativeDecoder:
         """The lattice's part of a step, and the grafted layer of each block and its entries; None where that goes by
         operators."""
         native_step = threads.native_step
-        if native_step is None or native_step.dtype != torch.float32 or not self.model_step.lattice_step:
+        if native_step is None or native_step.dtype != self.model.dtype or not self.model_step.lattice_step:
             return None
         if any(lattice._forward_hooks for lattice in self.lattices):  # who watches is told by a call
             return None
@@ -258,7 +259,7 @@ class NativeDecoder:
         assert (heads, dim) == (self.model_step.key_heads, self.model_step.dim)
         assert stride[2:] == (dim, 1)
         assert all(x.shape == buffers[0].shape and x.stride() == stride for x in buffers)
-        assert all(x.dtype == torch.float32 and x.device.type == "cpu" for x in buffers)
+        assert all(x.dtype == self.model.dtype and x.device.type == "cpu" for x in buffers)
         addresses = [x.data_ptr() for x in buffers]
         self.columns = self.pointers(*addresses[: len(layers)]), self.pointers(*addresses[len(layers) :])
         self.buffers = buffers
@@ -268,7 +269,7 @@ class NativeDecoder:
         step.angles, step.cosines, step.sines = len(cosines_PK), cosines_PK.data_ptr(), sines_PK.data_ptr()
 
     def _compute_angles(self, positions: int) -> None:
-        """Cosine and sine of the rotary angles of at least so many positions, both (P, K)."""
+        """Cosine and sine of the angles of at least so many positions, (P, K), rounded as the model rounds them."""
         numbers = torch.arange(-(-positions // POSITIONS) * POSITIONS, device=self.model.device)[None]
-        cosines_1PK, sines_1PK = self.rotary(torch.empty(0, dtype=torch.float32), numbers)
-        self.angles = cosines_1PK[0].contiguous(), sines_1PK[0].contiguous()
+        cosines_1PK, sines_1PK = self.rotary(torch.empty(0, dtype=self.model.dtype), numbers)
+        self.angles = cosines_1PK[0].float().contiguous(), sines_1PK[0].float().contiguous()

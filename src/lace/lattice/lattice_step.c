@@ -39,32 +39,6 @@ typedef struct { /* as in native.py */
     const float *cosines, *sines;          /* (R, K) */
 } Step;
 
-static inline float load(const void *x, int64_t i, int64_t bfloat16) {
-    if (!bfloat16) return ((const float *)x)[i];
-    const uint32_t bits = (uint32_t)((const uint16_t *)x)[i] << 16;
-    float wide;
-    memcpy(&wide, &bits, 4);
-    return wide;
-}
-
-static inline void store(void *x, int64_t i, int64_t bfloat16, float value) {
-    if (!bfloat16) {
-        ((float *)x)[i] = value;
-        return;
-    }
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    bits = value != value ? 0x7FC00000 : bits + 0x7FFF + (bits >> 16 & 1); /* to the nearest, ties to even */
-    ((uint16_t *)x)[i] = bits >> 16;
-}
-
-static void copy(int64_t count, const void *x, int64_t at, int64_t bfloat16, float *to) {
-    if (bfloat16)
-        for (int64_t i = 0; i < count; i++) to[i] = load(x, at + i, 1);
-    else
-        memcpy(to, (const float *)x + at, count * sizeof(float));
-}
-
 /* Queries, entries and gates of up to CHUNK rows, (rows, whole panels of (H + 2) K + H). */
 static int prepare(const Layer *layer, const Step *step, int64_t first, int64_t rows, const void *x, float *made) {
     const int64_t D = layer->width, Z = layer->low, H = layer->heads, K = layer->dim, low = panels(Z) * LANES;
@@ -119,7 +93,7 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
                 ((float *)(query + (q / LANES - from) * K + d))[q % LANES] =
                     made[row_of[q / H] * made_row + q % H * K + d] / sqrtf(K);
     for (int64_t p = 0; p < count; p++) { /* the null entry, whose value is zero */
-        multiply(0, 1, K, layer->null_key, K, 1, query + p * K, 0, largest + p, 0);
+        multiply(0, 0, 1, K, layer->null_key, K, 1, query + p * K, 0, largest + p, 0);
         total[p] = (lanes){0} + 1;
     }
     for (int64_t s = first; s < step->stop; s = stop) {
@@ -135,7 +109,7 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
         for (int64_t first_of_two = 0; first_of_two < count; first_of_two += 2) {
             const int64_t two = first_of_two + 1 < count ? 2 : 1, both = two == 2;
             lanes *of = sum + first_of_two * K, *asking = query + first_of_two * K;
-            multiply(0, read_now, K, keys, 2 * K, 1, asking, both ? asking + K : 0, scores, scores + read_now);
+            multiply(0, 0, read_now, K, keys, 2 * K, 1, asking, both ? asking + K : 0, scores, scores + read_now);
             for (int64_t p = first_of_two; p < first_of_two + two; p++) {
                 lanes *score = scores + (p - first_of_two) * read_now, most = largest[p], added = {0};
                 for (int64_t i = 0; i < stop - s; i++)
@@ -150,7 +124,7 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
                 for (int64_t d = 0; d < K; d++) sum[p * K + d] *= kept;
                 largest[p] = most;
             }
-            multiply(1, K, read_now, values, 1, 2 * K, scores, both ? scores + read_now : 0, of, of + K);
+            multiply(1, 0, K, read_now, values, 1, 2 * K, scores, both ? scores + read_now : 0, of, of + K);
         }
     }
     for (int64_t q = begin; q < end; q++) {
@@ -199,7 +173,7 @@ int lattice_step(const Layer *layer, const Step *step, void *entries, const void
         for (int64_t p = 0; p < panels(D) && !failed; p++) {
             const int64_t rows = R - r < CHUNK ? R - r : CHUNK, columns = D - p * LANES < LANES ? D - p * LANES : LANES;
             lanes added[CHUNK];
-            multiply(0, rows, H * K, read + r * H * K, H * K, 1, (const lanes *)layer->up + p * H * K, 0, added, 0);
+            multiply(0, 0, rows, H * K, read + r * H * K, H * K, 1, (const lanes *)layer->up + p * H * K, 0, added, 0);
             for (int64_t i = 0; i < rows; i++)
                 for (int64_t j = 0; j < columns; j++) {
                     const int64_t at = (r + i) * D + p * LANES + j;

@@ -58,7 +58,8 @@ class NativeLayer:
     def __init__(self, lattice: Any) -> None:
         config, null_key = lattice.config, lattice.null_key
         normed_ZX = (lattice.qkvg_proj.weight.float() * lattice.norm.weight.float()).T
-        self.kept = [panels(lattice.down_proj.weight.T), panels(normed_ZX), panels(lattice.up_proj.weight.T)]
+        weights_DO = lattice.down_proj.weight.float().T, normed_ZX, lattice.up_proj.weight.float().T
+        self.kept = [panels(weight_DO) for weight_DO in weights_DO]
         self.kept.append(null_key.detach().float().contiguous())
         self.layer = _Layer(
             lattice.down_proj.in_features,

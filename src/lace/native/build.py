@@ -160,5 +160,5 @@ def switched_off() -> Iterator[None]:
 
 def panels(weight_DO: torch.Tensor) -> torch.Tensor:
     """A weight as compiled products take it: (panels, D, LANES), the last panel filled up with zeros."""
-    padded_DO = nn.functional.pad(weight_DO.float(), (0, -weight_DO.shape[1] % LANES))
+    padded_DO = nn.functional.pad(weight_DO, (0, -weight_DO.shape[1] % LANES))
     return padded_DO.view(len(padded_DO), -1, LANES).transpose(0, 1).contiguous()

@@ -20,14 +20,24 @@
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t masks __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES))); /* in bfloat16 */
 
 static inline int64_t panels(int64_t columns) { return (columns + LANES - 1) / LANES; }
 
 static inline lanes *room(int64_t count) { return aligned_alloc(sizeof(lanes), count * sizeof(lanes)); }
 
+static inline lanes widened(halves x) { return (lanes)(__builtin_convertvector(x, words) << 16); }
+
+/* Vector i of a panel in float32, or in bfloat16 if `half`. */
+static inline __attribute__((always_inline)) lanes weights(const int half, const void *panel, int64_t i) {
+    return half ? widened(((const halves *)panel)[i]) : ((const lanes *)panel)[i];
+}
+
 static inline __attribute__((always_inline)) void tile(const int rows, const int both, const int adding,
-                                                       int64_t depth, const float *a, int64_t row, int64_t column,
-                                                       const lanes *b, const lanes *b2, lanes *c, lanes *c2) {
+                                                       const int half, int64_t depth, const float *a, int64_t row,
+                                                       int64_t column, const void *b, const void *b2, lanes *c,
+                                                       lanes *c2) {
     lanes sum[TILE], sum2[TILE];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) sum[i] = adding ? c[i] : (lanes){0};
@@ -35,7 +45,7 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
     for (int i = 0; both && i < rows; i++) sum2[i] = adding ? c2[i] : (lanes){0};
     for (int64_t d = 0; d < depth; d++) {
         const float *at = a + d * column;
-        const lanes by = b[d], by2 = both ? b2[d] : by;
+        const lanes by = weights(half, b, d), by2 = both ? weights(half, b2, d) : by;
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
             const float factor = at[i * row];
@@ -50,22 +60,22 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 }
 
 /* c (rows, LANES) = or += a (rows, depth) b (depth, LANES), and c2 by b2 if they are given, which costs less than twice;
-   `row` and `column` are the distances in a. */
-static inline __attribute__((always_inline)) void multiply(const int adding, int64_t rows, int64_t depth,
-                                                           const float *a, int64_t row, int64_t column, const lanes *b,
-                                                           const lanes *b2, lanes *c, lanes *c2) {
+   `row` and `column` are the distances in a, and b is in bfloat16 if `half`. */
+static inline __attribute__((always_inline)) void multiply(const int adding, const int half, int64_t rows,
+                                                           int64_t depth, const float *a, int64_t row, int64_t column,
+                                                           const void *b, const void *b2, lanes *c, lanes *c2) {
     int64_t i = 0;
     if (b2 && PAIRS) {
         for (; i + TILE <= rows; i += TILE)
-            tile(TILE, 1, adding, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
-        for (; i + 4 <= rows; i += 4) tile(4, 1, adding, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
-        for (; i < rows; i++) tile(1, 1, adding, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+            tile(TILE, 1, adding, half, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+        for (; i + 4 <= rows; i += 4) tile(4, 1, adding, half, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+        for (; i < rows; i++) tile(1, 1, adding, half, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
         return;
     }
     for (; b; b = b2, c = c2, b2 = 0, i = 0) {
-        for (; i + TILE <= rows; i += TILE) tile(TILE, 0, adding, depth, a + i * row, row, column, b, 0, c + i, 0);
-        for (; i + 4 <= rows; i += 4) tile(4, 0, adding, depth, a + i * row, row, column, b, 0, c + i, 0);
-        for (; i < rows; i++) tile(1, 0, adding, depth, a + i * row, row, column, b, 0, c + i, 0);
+        for (; i + TILE <= rows; i += TILE) tile(TILE, 0, adding, half, depth, a + i * row, row, column, b, 0, c + i, 0);
+        for (; i + 4 <= rows; i += 4) tile(4, 0, adding, half, depth, a + i * row, row, column, b, 0, c + i, 0);
+        for (; i < rows; i++) tile(1, 0, adding, half, depth, a + i * row, row, column, b, 0, c + i, 0);
     }
 }
 
@@ -90,6 +100,32 @@ static inline lanes exponential(lanes x) {
     return (lanes)((masks)(p * (lanes)power) & counts);
 }
 
+static inline float load(const void *x, int64_t i, int64_t bfloat16) {
+    if (!bfloat16) return ((const float *)x)[i];
+    const uint32_t bits = (uint32_t)((const uint16_t *)x)[i] << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+static inline void store(void *x, int64_t i, int64_t bfloat16, float value) {
+    if (!bfloat16) {
+        ((float *)x)[i] = value;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits = value != value ? 0x7FC00000 : bits + 0x7FFF + (bits >> 16 & 1); /* to the nearest, ties to even */
+    ((uint16_t *)x)[i] = bits >> 16;
+}
+
+static inline void copy(int64_t count, const void *x, int64_t at, int64_t bfloat16, float *to) {
+    if (bfloat16)
+        for (int64_t i = 0; i < count; i++) to[i] = load(x, at + i, 1);
+    else
+        memcpy(to, (const float *)x + at, count * sizeof(float));
+}
+
 /* y (rows, whole panels) = x (rows, depth) w */
 static inline void project(int64_t rows, int64_t depth, int64_t columns, const float *x, const float *w, float *y) {
     const int64_t count = panels(columns);
@@ -97,7 +133,7 @@ static inline void project(int64_t rows, int64_t depth, int64_t columns, const f
         lanes made[2][CHUNK];
         const lanes *b = (const lanes *)w + p * depth;
         const int two = p + 1 < count;
-        multiply(0, rows, depth, x, depth, 1, b, two ? b + depth : 0, made[0], made[1]);
+        multiply(0, 0, rows, depth, x, depth, 1, b, two ? b + depth : 0, made[0], made[1]);
         for (int q = 0; q <= two; q++)
             for (int64_t r = 0; r < rows; r++) memcpy(y + (r * count + p + q) * LANES, made[q] + r, sizeof(lanes));
     }
