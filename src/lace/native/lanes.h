@@ -9,7 +9,8 @@
 #include <string.h>
 
 #define LANES 16
-#define CHUNK 16 /* rows that are projected together */
+#define CHUNK 16   /* rows that are projected together */
+#define AHEAD 3072 /* bytes of weights that are asked for before they are needed: processors guess no further than a page */
 #ifdef __AVX512F__
 #define TILE 8 /* rows of a product at once: as many as there are registers for */
 #define PAIRS 1 /* whether there are registers for two panels */
@@ -45,6 +46,9 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
     for (int i = 0; both && i < rows; i++) sum2[i] = adding ? c2[i] : (lanes){0};
     for (int64_t d = 0; d < depth; d++) {
         const float *at = a + d * column;
+        const int64_t ahead = AHEAD + d * (half ? sizeof(halves) : sizeof(lanes));
+        __builtin_prefetch((const char *)b + ahead);
+        if (both) __builtin_prefetch((const char *)b2 + ahead);
         const lanes by = weights(half, b, d), by2 = both ? weights(half, b2, d) : by;
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
