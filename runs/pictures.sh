@@ -16,7 +16,7 @@ observe() { .venv/bin/lace observe --n 40 --silence --json docs/results/viewing/
 recording() { .venv/bin/python benchmarks/recording.py --json docs/results/viewing/recording.json; }
 figures() {
     .venv/bin/lace plot docs/results/training/* --out "$drawn"
-    for report in docs/results/*.json docs/results/evidence/{width,budget}.json docs/results/speed/growth*.json \
+    for report in docs/results/*.json docs/results/evidence/{width,width_sums,budget}.json docs/results/speed/growth*.json \
         docs/results/viewing/exchange.json; do
         [ -e "$report" ] || continue
         .venv/bin/lace plot "$report" --out "$drawn" || echo "no figure of $report, see above"
