@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -246,6 +247,21 @@ def test_other_caches_and_watched_lattices_go_by_operators(tokenizer: PreTrained
         assert_same(engine.generate(PROMPTS[0], params), [before])
     hook.remove()
     assert len(seen) > 3  # in steps as well as before them
+
+
+def test_caches_do_not_outlive_their_lattices(tokenizer: PreTrainedTokenizerFast) -> None:
+    def caches() -> int:
+        gc.collect()
+        return sum(isinstance(x, torch.Tensor) and x.ndim == 4 for x in gc.get_objects())
+
+    engine, before = Engine(new_model(tokenizer), tokenizer), caches()
+    assert isinstance(engine.decode_step(), NativeDecoder)
+    events = engine.generate_stream(PROMPTS, VARIED)
+    next(events)
+    next(event for event in events if isinstance(event, LatticeResult))
+    assert caches() >= before + 2 * len(engine.model.model.layers)
+    list(events)
+    assert caches() == before
 
 
 def test_changed_weights_are_noticed(tokenizer: PreTrainedTokenizerFast) -> None:

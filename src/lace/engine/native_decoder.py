@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, Structure, addressof, byref, c_double, c_int64, c_void_p
 from functools import cached_property
-from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +102,8 @@ class NativeDecoder:
         self.rotary, self.numbered = decoder.rotary_emb, numbered_lattices(model)
         self.lattices = list(self.numbered.values())
         self.angles = torch.empty(0), torch.empty(0)
-        self.buffers: list[torch.Tensor] = []
-        """Keys of each block, then values: those of the last step."""
+        self.checked: Any = None
+        """Places and shape of the caches that the last step has found fit; not they themselves, which would live on."""
         self.kept: list[torch.Tensor] = []
         """What compiled code reads by address."""
         blocks = [self._block(layer) for layer in decoder.layers]
@@ -196,11 +195,10 @@ class NativeDecoder:
             return self.lean.compute(tokens_R, positions_R, cache, mask, threads)
         assert isinstance(cache, RowCache | RollingCache)
         first, column = cache.next_column
-        self._find_buffers(cache.layers)
+        keys, values, like = self._buffers(cache.layers)
         # What follows knows no bounds.
-        rows, _, columns, _ = self.buffers[0].shape
-        assert len(positions_R) == len(tokens_R) <= rows
-        assert first <= column < columns
+        assert len(positions_R) == len(tokens_R) <= like.shape[0]
+        assert first <= column < like.shape[2]
         logits_RV = torch.empty(len(tokens_R), self.model_step.vocabulary)
         step = _Step(
             rows=len(tokens_R),
@@ -211,10 +209,10 @@ class NativeDecoder:
             positions=positions_R.data_ptr(),
             mask=None if mask is None else mask.data_ptr(),
             mask_row=0 if mask is None else mask.stride(0),
-            keys=addressof(self.columns[0]),
-            values=addressof(self.columns[1]),
-            cache_row=self.buffers[0].stride(0),
-            cache_head=self.buffers[0].stride(1),
+            keys=addressof(keys),
+            values=addressof(values),
+            cache_row=like.stride(0),
+            cache_head=like.stride(1),
         )
         if reading is not None:
             step.lattice, step.readers, step.entries = map(addressof, reading)
@@ -249,20 +247,19 @@ class NativeDecoder:
                 entries[number] = native_step.entries[lattice.index]
         return native_step.step, readers, entries
 
-    def _find_buffers(self, layers: list[Any]) -> None:
-        """Where the keys and the values of each block begin, if these are others than in the last step."""
+    def _buffers(self, layers: list[Any]) -> tuple[ctypes.Array[c_void_p], ctypes.Array[c_void_p], torch.Tensor]:
+        """Where the keys and the values of each block begin, and one of these tensors, (R, G, C, K)."""
         buffers = [layer.keys for layer in layers] + [layer.values for layer in layers]
-        if len(buffers) == len(self.buffers) and all(map(is_, buffers, self.buffers)):
-            return
-        (_, heads, _, dim), stride = buffers[0].shape, buffers[0].stride()
-        assert len(layers) == len(self.blocks)
-        assert (heads, dim) == (self.model_step.key_heads, self.model_step.dim)
-        assert stride[2:] == (dim, 1)
-        assert all(x.shape == buffers[0].shape and x.stride() == stride for x in buffers)
-        assert all(x.dtype == self.model.dtype and x.device.type == "cpu" for x in buffers)
-        addresses = [x.data_ptr() for x in buffers]
-        self.columns = self.pointers(*addresses[: len(layers)]), self.pointers(*addresses[len(layers) :])
-        self.buffers = buffers
+        shape, stride, addresses = buffers[0].shape, buffers[0].stride(), [x.data_ptr() for x in buffers]
+        if (found := (shape, stride, addresses)) != self.checked:
+            assert len(layers) == len(self.blocks)
+            assert shape[1::2] == (self.model_step.key_heads, self.model_step.dim)
+            assert stride[2:] == (shape[3], 1)
+            assert all(x.shape == shape and x.stride() == stride for x in buffers)
+            assert all(x.dtype == self.model.dtype and x.device.type == "cpu" for x in buffers)
+            self.checked = found
+        keys, values = self.pointers(*addresses[: len(layers)]), self.pointers(*addresses[len(layers) :])
+        return keys, values, buffers[0]
 
     def _point_at_angles(self, step: _Step) -> None:
         cosines_PK, sines_PK = self.angles
