@@ -252,7 +252,7 @@ def test_other_caches_and_watched_lattices_go_by_operators(tokenizer: PreTrained
 def test_caches_do_not_outlive_their_lattices(tokenizer: PreTrainedTokenizerFast) -> None:
     def caches() -> int:
         gc.collect()
-        return sum(isinstance(x, torch.Tensor) and x.ndim == 4 for x in gc.get_objects())
+        return sum(type(x) is torch.Tensor and x.ndim == 4 for x in gc.get_objects())
 
     engine, before = Engine(new_model(tokenizer), tokenizer), caches()
     assert isinstance(engine.decode_step(), NativeDecoder)
