@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -206,13 +206,14 @@ def judge(question: Question, result: LatticeResult) -> dict[str, float]:
     }
 
 
-def reading(questions: list[Question], results: list[LatticeResult]) -> dict[str, float]:
+def reading(questions: list[Question], results: list[LatticeResult]) -> dict[str, float | None]:
     """What threads that read each other make of it: counts, and shares of them."""
     quotes, mixed, smallest, warned, one_best = [], [], [], [], []
     for question, result in zip(questions, results, strict=True):
         answers = {thread.label: thread.answer for thread in result.threads}
         for thread in result.threads:
-            quotes += [answers[int(of)] == told for of, told in QUOTED.findall(thread.text) if int(of) in answers]
+            quoted = [(int(of), told) for of, told in QUOTED.findall(thread.text)]
+            quotes += [answers[of] == told for of, told in quoted if of in answers and of != thread.label]
             warned.append(any(f"Not as Thread {label}:" in thread.text for label in answers))
         if [thread.tag for thread in result.threads].count("best") == 1:
             one_best.append(result)
@@ -222,14 +223,19 @@ def reading(questions: list[Question], results: list[LatticeResult]) -> dict[str
             mixed.append(judged)
     return {
         "quotes": len(quotes),
-        "quotes_true": fmean(quotes),
+        "quotes_true": _share(quotes),
         "one_best": len(one_best),
-        "smallest_label_best": fmean(smallest),
+        "smallest_label_best": _share(smallest),
         "disagreeing": len(mixed),
-        "disagreeing_chosen_right": fmean(judged["acc"] for judged in mixed),
-        "disagreeing_threads_right": fmean(judged["mean@N"] for judged in mixed),
-        "threads_that_warn": fmean(warned),
+        "disagreeing_chosen_right": _share(judged["acc"] for judged in mixed),
+        "disagreeing_threads_right": _share(judged["mean@N"] for judged in mixed),
+        "threads_that_warn": _share(warned),
     }
+
+
+def _share(values: Iterable[float]) -> float | None:
+    """None where there is nothing to take a share of."""
+    return fmean(found) if (found := list(values)) else None
 
 
 def _read_of_others(engine: Engine, result: LatticeResult) -> float:

@@ -201,8 +201,8 @@ def vllm_tokens(report: dict[str, Any]) -> str:
     return _told([Table(title, ["N", "lace", "independent", "vLLM", "lace to vLLM"], rows)], report)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def _told(tables: list[Table], report: dict[str, Any]) -> str:

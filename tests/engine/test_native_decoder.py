@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -286,3 +287,52 @@ def test_tokens_that_cannot_be_are_refused(tokenizer: PreTrainedTokenizerFast) -
             cache = RowCache(prefill, torch.arange(3), 8)
             with pytest.raises(IndexError, match="no such tokens or positions"):
                 step(torch.tensor([3, token, 3]), torch.tensor([5, position, 5]), cache, None, {})
+
+
+def test_two_host_threads_may_use_one_engine(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one step reads by address, another does not free."""
+    monkeypatch.setattr(native_decoder, "POSITIONS", 4)
+    engine = Engine(new_model(tokenizer), tokenizer)
+    assert isinstance(engine.decode_step(), NativeDecoder)
+    expected = [engine.generate(prompt, VARIED[0]) for prompt in PROMPTS]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            found = list(pool.map(lambda prompt: engine.generate(prompt, VARIED[0]), PROMPTS))
+            for one, other in zip(found, expected, strict=True):
+                assert_same(one, other)
+
+
+def test_shapes_that_compiled_code_does_not_know_go_by_operators(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer)
+    mlp = model.model.layers[1].mlp
+    for name, size in (("gate_proj", (16, 32)), ("up_proj", (16, 32)), ("down_proj", (32, 16))):
+        setattr(mlp, name, nn.Linear(size[1], size[0], bias=False))
+    assert isinstance(DecodeSteps(model).now(), LeanDecoder)
+    model = new_model(tokenizer)
+    model.lm_head = nn.Linear(32, len(tokenizer) + 7, bias=False)
+    assert isinstance(DecodeSteps(model).now(), LeanDecoder)
+
+
+def test_what_is_given_may_lie_anyhow(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strides, types of the mask, and whatever the default type of tensors is."""
+    model, ids = new_model(tokenizer), torch.arange(3, 18).view(3, 5)
+    step, made = DecodeSteps(model).now(), []
+    mask = torch.ones(3, 6, dtype=torch.long)
+    mask[1, :2] = 0
+    tokens = torch.tensor([[7, 0], [8, 0], [9, 0]])
+    plain = tokens[:, 0].contiguous(), torch.full((3,), 5), mask
+    for given in (plain, (tokens[:, 0], plain[1].int(), mask.bool()), (*plain[:2], mask.t().contiguous().t())):
+        with torch.inference_mode():
+            prefill = DynamicCache()
+            model(ids, past_key_values=prefill)
+            cache = RowCache(prefill, torch.arange(3), 8)
+            torch.set_default_dtype(torch.bfloat16)
+            try:
+                made.append(step(given[0], given[1], cache, given[2], {}))
+            finally:
+                torch.set_default_dtype(torch.float32)
+    assert made[0].dtype == torch.float32
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lace.engine.sampling import LIKELIEST, SamplingParams, choose_tokens, draw_uniforms
+from lace.engine.sampling import LIKELIEST, SamplingParams, choose_tokens, draw_thread_ids, draw_uniforms
+from tiny import tiny_config
 
 
 def draw(
@@ -97,3 +98,12 @@ def test_limits_of_one_row_do_not_touch_another() -> None:
 def test_more_steps_do_not_change_earlier_draws() -> None:
     params = SamplingParams(threads=3, seed=11)
     assert torch.equal(draw_uniforms(params, 20)[:7], draw_uniforms(params, 7))
+
+
+def test_all_bits_of_a_seed_count() -> None:
+    """torch's generator takes 32 of them."""
+    seeds = (1, 1 + 2**32, 1 + 2**40, 1 + 2**62)
+    drawn = [draw_uniforms(SamplingParams(threads=2, seed=seed), 3) for seed in seeds]
+    labels = [draw_thread_ids(SamplingParams(threads=8, seed=seed), tiny_config(max_thread_id=32)) for seed in seeds]
+    assert len({str(uniforms.tolist()) for uniforms in drawn}) == len({str(ids) for ids in labels}) == 4
+    assert torch.equal(drawn[0], torch.rand(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64))

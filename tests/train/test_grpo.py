@@ -279,6 +279,7 @@ def test_killed_and_resumed_equals_unbroken(
         ({"threads": (257,)}, r"threads must be numbers from 1 to 256, not \[257\]"),
         ({"threads": ()}, "threads must be numbers from 1 to 256"),
         ({"rehearsal_weight": -1.0}, "rehearsal_weight must be 0 or more, not -1.0"),
+        ({"kl_weight": float("nan")}, "kl_weight must be 0 or more, not nan"),
         ({"lattices_per_forward": 0}, "lattices_per_forward must be at least 1"),
         ({"diversity": "words"}, "diversity must be tokens or embeddings, not 'words'"),
         ({"temperature": 0.0}, "temperature must be above 0, not 0.0"),

@@ -1,6 +1,6 @@
 """A step of decoding: one token of every row through the model, by the fastest way that its kind and place allow.
 
-    NativeDecoder   one call of compiled code: decoders of the Llama kind in float32 on a processor
+    NativeDecoder   one call of compiled code: decoders of the Llama kind on a processor
     LeanDecoder     few operators: decoders of the Llama kind anywhere
     WholeModel      the model's own forward pass: all others; the reference
 
@@ -39,7 +39,8 @@ class WholeModel:
         Args:
             tokens_R, positions_R: of the rows.
             cache: whose layers take the new keys and values, and give back those to read.
-            mask: (R, C) 1 for columns that are the row's, 0 for others; or (R, 1, 1, C) what is added to their scores.
+            mask: (R, C) 0 for the columns before the row's own, 1 for these; or (R, 1, 1, C) what is added to their
+                scores.
             layout: the forward arguments of the thread layout, see `ThreadLayout.build`, and `lattice_cache`; none to
                 leave the lattice off.
         """

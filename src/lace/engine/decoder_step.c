@@ -20,8 +20,7 @@
 
 #include "lanes.h"
 
-#define MOST_PARTS 16     /* of a head, LANES dimensions each */
-#define WORTH_SHARING 1e6 /* products of a step; less is done before other processor threads are awake */
+#define MOST_PARTS 16 /* of a head, LANES dimensions each */
 
 typedef struct { /* as in native_decoder.py; vectors are in float32, padded to whole panels, NULL where there are none */
     const void *qkv, *o, *gate, *up, *down; /* in panels */

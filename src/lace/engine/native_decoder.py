@@ -84,7 +84,17 @@ def usable(model: PreTrainedModel) -> Kernel | None:
         return None
     if any(type(lattice) is not LatticeAttention for lattice in lattice_layers(model)):
         return None
+    tokens: Any = model.get_input_embeddings()
+    logits: Any = model.get_output_embeddings()
+    layers = model.get_decoder().layers
+    shapes = {tuple(x.weight.shape for x in (*_linears(layer.self_attn), *_linears(layer.mlp))) for layer in layers}
+    if len(tokens.weight) != len(logits.weight) or len(shapes) > 1:
+        return None
     return build.usable(SOURCE, model.device)
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [child for child in module.children() if isinstance(child, nn.Linear)]
 
 
 class NativeDecoder:
@@ -101,7 +111,7 @@ class NativeDecoder:
         decoder: Any = model.get_decoder()
         self.rotary, self.numbered = decoder.rotary_emb, numbered_lattices(model)
         self.lattices = list(self.numbered.values())
-        self.angles = torch.empty(0), torch.empty(0)
+        self.angles = torch.empty(0, device="cpu"), torch.empty(0, device="cpu")
         self.checked: Any = None
         """Places and shape of the caches that the last step has found fit; not they themselves, which would live on."""
         self.kept: list[torch.Tensor] = []
@@ -191,15 +201,18 @@ class NativeDecoder:
         threads = layout_of_threads(self.lattices, layout)
         reading = None if threads is None else self._reading(threads)
         known = isinstance(cache, RowCache | RollingCache) and (mask is None or mask.ndim == 2)
-        if not known or (threads is not None and reading is None):
+        if not known or torch.is_grad_enabled() or (threads is not None and reading is None):
             return self.lean.compute(tokens_R, positions_R, cache, mask, threads)
         assert isinstance(cache, RowCache | RollingCache)
         first, column = cache.next_column
         keys, values, like = self._buffers(cache.layers)
+        tokens_R, positions_R = tokens_R.long().contiguous(), positions_R.long().contiguous()
+        mask = None if mask is None else mask.long().contiguous()
         # What follows knows no bounds.
         assert len(positions_R) == len(tokens_R) <= like.shape[0]
         assert first <= column < like.shape[2]
-        logits_RV = torch.empty(len(tokens_R), self.model_step.vocabulary)
+        assert mask is None or mask.shape == (len(tokens_R), column + 1 - first)
+        logits_RV = torch.empty(len(tokens_R), self.model_step.vocabulary, dtype=torch.float32, device="cpu")
         step = _Step(
             rows=len(tokens_R),
             columns=column + 1 - first,
@@ -217,11 +230,11 @@ class NativeDecoder:
         if reading is not None:
             step.lattice, step.readers, step.entries = map(addressof, reading)
         given = byref(self.model_step), byref(step), logits_RV.data_ptr()
-        self._point_at_angles(step)
+        angles = self._point_at(step, self.angles)
         if (failed := self.call(*given)) == BEYOND_ANGLES:
-            self._compute_angles(int(positions_R.max()) + 1)
-            self._point_at_angles(step)
+            angles = self._point_at(step, self._angles_of(int(positions_R.max()) + 1))
             failed = self.call(*given)
+        del angles  # held until here: other host threads may have computed others meanwhile
         if failed == NO_MEMORY:
             raise MemoryError("no memory for a step of decoding")
         if failed:
@@ -261,12 +274,15 @@ class NativeDecoder:
         keys, values = self.pointers(*addresses[: len(layers)]), self.pointers(*addresses[len(layers) :])
         return keys, values, buffers[0]
 
-    def _point_at_angles(self, step: _Step) -> None:
-        cosines_PK, sines_PK = self.angles
+    def _point_at(self, step: _Step, angles: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        cosines_PK, sines_PK = angles
         step.angles, step.cosines, step.sines = len(cosines_PK), cosines_PK.data_ptr(), sines_PK.data_ptr()
+        return angles
 
-    def _compute_angles(self, positions: int) -> None:
+    def _angles_of(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of the angles of at least so many positions, (P, K), rounded as the model rounds them."""
         numbers = torch.arange(-(-positions // POSITIONS) * POSITIONS, device=self.model.device)[None]
-        cosines_1PK, sines_1PK = self.rotary(torch.empty(0, dtype=self.model.dtype), numbers)
+        like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
+        cosines_1PK, sines_1PK = self.rotary(like, numbers)
         self.angles = cosines_1PK[0].float().contiguous(), sines_1PK[0].float().contiguous()
+        return self.angles

@@ -8,6 +8,7 @@ Shape letters: R rows, V vocabulary, N threads, S steps.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -75,14 +76,21 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def draw_thread_ids(params: SamplingParams, config: LatticeConfig | None) -> list[int]:
     """Distinct thread ids, drawn from 1..max_thread_id, or from 1..N where a lattice has more threads than that."""
     largest = max(params.threads, config.max_thread_id if config else params.threads)
-    generator = torch.Generator().manual_seed(params.seed)
+    generator = _generator(params.seed)
     return [n + 1 for n in torch.randperm(largest, generator=generator)[: params.threads].tolist()]
 
 
 def draw_uniforms(params: SamplingParams, steps: int) -> torch.Tensor:
     """(S, N) numbers in [0, 1) that decide every draw of one lattice."""
-    generator = torch.Generator().manual_seed(params.seed)
+    generator = _generator(params.seed)
     return torch.rand(steps, params.threads, generator=generator, dtype=torch.float64)
+
+
+def _generator(seed: int) -> torch.Generator:
+    """torch's generator on a processor takes 32 bits of a seed and drops the others."""
+    if seed >= 2**32:
+        seed = int.from_bytes(hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=4).digest(), "little")
+    return torch.Generator().manual_seed(seed)
 
 
 def choose_tokens(

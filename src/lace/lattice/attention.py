@@ -362,7 +362,7 @@ class LatticeAttention(nn.Module):
 
     @torch.no_grad()
     def decoding_weights(self) -> DecodingWeights:
-        """The weights as `_one_step` uses them.
+        """The weights as `_read_in_step` uses them.
 
         The down-projection is doubled to (W, -W): the mean of z and -z is zero, so that layer norm, one operator, is
         RMS norm, which is many. The second projection also yields q and k turned by a right angle, so that rotating

@@ -19,8 +19,7 @@
 
 #include "lanes.h"
 
-#define SLOTS 8             /* that attend before the softmax is scaled anew */
-#define WORTH_SHARING 1e6   /* products of a step; less is done before other processor threads are awake */
+#define SLOTS 8 /* that attend before the softmax is scaled anew */
 
 typedef struct { /* as in native.py */
     int64_t width, low, heads, dim, gated, bfloat16;

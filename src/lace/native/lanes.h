@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define LANES 16
+#define WORTH_SHARING 1e6 /* products of a step; less is done before other processor threads are awake */
 #define CHUNK 16   /* rows that are projected together */
 #define AHEAD 3072 /* bytes of weights that are asked for before they are needed: processors guess no further than a page */
 #ifdef __AVX512F__
@@ -92,7 +93,7 @@ static inline lanes larger(lanes a, lanes b) {
 static inline lanes exponential(lanes x) {
     masks counts = x > -87.0f;
     lanes n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the nearest whole number is in the last bits */
-    masks power = ((masks)n - 0x4B400000 + 127) << 23;
+    words power = ((words)n - 0x4B400000u + 127u) << 23;
     n -= 12582912.0f;
     x = (x - n * 0.693145752f) - n * 1.42860677e-6f;
     lanes p = x * 1.9875691500e-4f + 1.3981999507e-3f;

@@ -146,7 +146,7 @@ class GRPOSettings:
         if not self.threads or not all(1 <= n <= MAX_THREADS for n in self.threads):
             raise ValueError(f"threads must be numbers from 1 to {MAX_THREADS}, not {list(self.threads)}")
         for name in ("rehearsal_lattices", "rehearsal_weight", "kl_weight"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # nor may it be no number
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}: rollouts have to differ")

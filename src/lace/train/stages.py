@@ -308,7 +308,7 @@ def dry_run(stage: Stage, config: AnyRun) -> Cost:
     model = build_shape(config)
     if isinstance(config, GRPORun):
         grpo = config.grpo
-        share = grpo.questions_per_step * grpo.lattices_per_question
+        share = max(grpo.questions_per_step * grpo.lattices_per_question, grpo.rehearsal_lattices)
         batch = Batch(
             lattices=min(grpo.lattices_per_forward, share),
             threads=(threads := max(grpo.threads)),
