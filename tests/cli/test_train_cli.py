@@ -136,10 +136,10 @@ def test_interrupted_and_resumed_equals_unbroken(
                 raise KeyboardInterrupt
             return read(self, index)
 
-        def learn_until(self: LatticeGRPO, rollouts: list) -> dict[str, float]:
+        def learn_until(self: LatticeGRPO, *sampled: list) -> dict[str, float]:
             if self.step == 2:
                 raise KeyboardInterrupt
-            return learn(self, rollouts)
+            return learn(self, *sampled)
 
         patch.setattr(PuzzleLattices, "__getitem__", read_until)
         patch.setattr(LatticeGRPO, "learn", learn_until)
