@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lace.data.vocabulary import build_tokenizer
+from lace.lattice.native import SOURCE
 from lace.native import build
 from tiny import FAMILIES, tiny_model
 
@@ -50,3 +51,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         build.kernel.cache_clear()
         yield
     build.kernel.cache_clear()
+
+
+@pytest.fixture
+def openmp(compiled: None) -> None:
+    """Compiled code that several threads of the processor share."""
+    function = build.kernel(SOURCE)
+    if function is None or not function.shared:
+        pytest.skip("the C compiler of this machine has no OpenMP")

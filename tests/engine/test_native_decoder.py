@@ -205,7 +205,7 @@ def _share_out(_: int) -> None:
     assert torch.equal(*made)
 
 
-def test_threads_of_the_processor_change_no_bit() -> None:
+def test_threads_of_the_processor_change_no_bit(openmp: None) -> None:
     torch.multiprocessing.spawn(_share_out)
 
 

@@ -209,12 +209,12 @@ def _count_threads(_: int) -> None:
 # In processes of their own: with a pool of threads this one could not be forked any more, as other tests do.
 
 
-def test_threads_of_the_processor_change_no_bit() -> None:
+def test_threads_of_the_processor_change_no_bit(openmp: None) -> None:
     torch.multiprocessing.spawn(_share_out)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-def test_threads_of_the_processor_are_those_of_torch() -> None:
+def test_threads_of_the_processor_are_those_of_torch(openmp: None) -> None:
     torch.multiprocessing.spawn(_count_threads)
 
 
