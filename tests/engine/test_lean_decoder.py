@@ -12,6 +12,7 @@ from lace.engine.decode_step import DecodeStep, DecodeSteps, WholeModel
 from lace.engine.engine import Engine
 from lace.engine.lean_decoder import LeanDecoder
 from lace.engine.sampling import SamplingParams
+from lace.engine.step_input import StepInput
 from lace.lattice.checkpoint import load
 from lace.lattice.graft import lattice_off
 from lace.native.build import SWITCH
@@ -87,7 +88,7 @@ def test_copied_weights_compute_the_same(
         cache = DynamicCache()
         model(ids, past_key_values=cache)
         step = decode_step(model, lean=lean)
-        logits.append(step(ids[:, 2], torch.full((3,), 5), cache, None, {}).float())
+        logits.append(step(StepInput(ids[:, 2], torch.full((3,), 5), cache, None, {})).float())
     assert logits[1].std() > 10 * off
     torch.testing.assert_close(*logits, rtol=0, atol=off)
 

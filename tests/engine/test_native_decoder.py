@@ -22,6 +22,7 @@ from lace.engine.reference import generate_reference
 from lace.engine.result import LatticeResult
 from lace.engine.sampling import SamplingParams
 from lace.engine.scheduler import Scheduler
+from lace.engine.step_input import StepInput
 from lace.lattice.graft import LAYOUT_ARGUMENTS, graft, lattice_layers, lattice_off
 from lace.native.build import SWITCH
 from lace.train.grpo import as_lattice
@@ -201,7 +202,7 @@ def _share_out(_: int) -> None:
             assert isinstance(step, NativeDecoder)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(native_decoder, "POSITIONS", 32)
-                made.append(step(ids[:, 0], torch.full((50,), 20), cache, None, {}))
+                made.append(step(StepInput(ids[:, 0], torch.full((50,), 20), cache, None, {})))
     assert torch.equal(*made)
 
 
@@ -224,7 +225,7 @@ def test_what_compiled_code_cannot_do_goes_by_operators(
     monkeypatch.setenv(SWITCH, "0")
     assert isinstance(steps.now(), LeanDecoder)
     monkeypatch.delenv(SWITCH)
-    monkeypatch.setattr("lace.engine.native_decoder.COPIED_BELOW", 1000)
+    monkeypatch.setattr("lace.engine.lean_decoder.COPIED_BELOW", 1000)
     assert isinstance(steps.now(), LeanDecoder)
 
 
@@ -235,7 +236,8 @@ def test_other_caches_and_watched_lattices_go_by_operators(tokenizer: PreTrained
         for lean in (True, False):
             cache = DynamicCache()
             model(ids, past_key_values=cache)
-            logits.append(DecodeSteps(model).now(lean=lean)(ids[:, 2], torch.full((3,), 5), cache, None, {}))
+            given = StepInput(ids[:, 2], torch.full((3,), 5), cache, None, {})
+            logits.append(DecodeSteps(model).now(lean=lean)(given))
     torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
     engine, params = Engine(model, tokenizer), SamplingParams(threads=3, max_tokens=9, grace=None)
     step = engine.decode_step()
@@ -286,7 +288,7 @@ def test_tokens_that_cannot_be_are_refused(tokenizer: PreTrainedTokenizerFast) -
             model(ids, past_key_values=prefill)
             cache = RowCache(prefill, torch.arange(3), 8)
             with pytest.raises(IndexError, match="no such tokens or positions"):
-                step(torch.tensor([3, token, 3]), torch.tensor([5, position, 5]), cache, None, {})
+                step(StepInput(torch.tensor([3, token, 3]), torch.tensor([5, position, 5]), cache, None, {}))
 
 
 def test_two_host_threads_may_use_one_engine(
@@ -330,7 +332,7 @@ def test_what_is_given_may_lie_anyhow(tokenizer: PreTrainedTokenizerFast, monkey
             cache = RowCache(prefill, torch.arange(3), 8)
             torch.set_default_dtype(torch.bfloat16)
             try:
-                made.append(step(given[0], given[1], cache, given[2], {}))
+                made.append(step(StepInput(given[0], given[1], cache, given[2], {})))
             finally:
                 torch.set_default_dtype(torch.float32)
     assert made[0].dtype == torch.float32

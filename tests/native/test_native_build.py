@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,7 @@ import pytest
 from lace.lattice.native import SOURCE
 from lace.native import build
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, build.COMPILERS)), reason="there is no C compiler on this machine"
-)
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def _made(folder: Path) -> dict[str, tuple[int, int, int]]:

@@ -9,15 +9,13 @@ All compute the same: `tests/engine/test_native_decoder.py`, `test_lean_decoder.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from lace.engine import native_decoder
 from lace.engine.lean_decoder import LeanDecoder, is_llama_kind
 from lace.engine.native_decoder import NativeDecoder
+from lace.engine.step_input import StepInput
 
 
 class WholeModel:
@@ -26,31 +24,15 @@ class WholeModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
-    def __call__(
-        self,
-        tokens_R: torch.Tensor,
-        positions_R: torch.Tensor,
-        cache: Cache,
-        mask: torch.Tensor | None,
-        layout: dict[str, Any],
-    ) -> torch.Tensor:
-        """Computes logits (R, V).
-
-        Args:
-            tokens_R, positions_R: of the rows.
-            cache: whose layers take the new keys and values, and give back those to read.
-            mask: (R, C) 0 for the columns before the row's own, 1 for these; or (R, 1, 1, C) what is added to their
-                scores.
-            layout: the forward arguments of the thread layout, see `ThreadLayout.build`, and `lattice_cache`; none to
-                leave the lattice off.
-        """
+    def __call__(self, given: StepInput) -> torch.Tensor:
+        """Computes logits (R, V)."""
         out = self.model(
-            input_ids=tokens_R[:, None],
-            attention_mask=mask,
-            position_ids=positions_R[:, None],
-            past_key_values=cache,
+            input_ids=given.tokens_R[:, None],
+            attention_mask=given.mask,
+            position_ids=given.positions_R[:, None],
+            past_key_values=given.cache,
             use_cache=True,
-            **layout,
+            **given.layout,
         )
         logits_RV: torch.Tensor = out.logits[:, -1]
         return logits_RV

@@ -67,6 +67,11 @@ static inline void rms_norm(int64_t width, double epsilon, const float *x, const
     for (int64_t p = 0; p < panels(width); p++) out[p] = in[p] * scale * by[p];
 }
 
+static void norm_rows(const Model *model, int64_t rows, const float *x, const float *weight, float *y) {
+    const int64_t row = padded(model->width);
+    for (int64_t r = 0; r < rows; r++) rms_norm(model->width, model->epsilon, x + r * row, weight, y + r * row);
+}
+
 /* Two panels of y (R, columns) = or += x (R, depth) w + bias; rows of x are padded, those of y lie `y_row` apart. */
 static inline __attribute__((always_inline)) void two_panels(const int half, int64_t p, int64_t rows, int64_t depth,
                                                              int64_t columns, const float *x, const void *w,
@@ -159,15 +164,6 @@ static inline __attribute__((always_inline)) void read_columns(const int half, c
     }
 }
 
-static void turn(int64_t dim, const float *cosine, const float *sine, float *x) {
-    float *left = x, *right = x + dim / 2;
-    for (int64_t i = 0; i < dim / 2; i++) {
-        const float a = left[i], b = right[i];
-        left[i] = a * cosine[i] - b * sine[i];
-        right[i] = b * cosine[dim / 2 + i] + a * sine[dim / 2 + i];
-    }
-}
-
 /* The queries of key-value head g of row r; writes the row's new column. qkv (H + 2 G, K) is of the row. */
 static void attend(const Model *model, const Step *step, int64_t layer, int64_t r, int64_t g, int64_t start, float *qkv,
                    lanes *score, float *read) {
@@ -238,8 +234,7 @@ int decoder_step(const Model *model, const Step *step, float *logits) {
     }
     for (int64_t layer = 0; layer < model->count && !failed; layer++) {
         const Block *block = model->blocks + layer;
-        for (int64_t r = 0; r < R; r++)
-            rms_norm(D, model->epsilon, h + r * padded(D), block->before, x + r * padded(D));
+        norm_rows(model, R, h, block->before, x);
         product(model, R, D, qkv_row, x, block->qkv, block->qkv_bias, qkv, qkv_row, 0, processors);
 #pragma omp parallel for num_threads(processors) if (processors > 1)
         for (int64_t r = 0; r < R; r++)
@@ -251,14 +246,13 @@ int decoder_step(const Model *model, const Step *step, float *logits) {
             for (int64_t i = 0; i < R * H * K && model->bfloat16; i++) read[i] = load(x_of_lattice, i, 1);
         }
         product(model, R, H * K, D, read, block->o, block->o_bias, h, padded(D), 1, processors);
-        for (int64_t r = 0; r < R; r++)
-            rms_norm(D, model->epsilon, h + r * padded(D), block->after, x + r * padded(D));
+        norm_rows(model, R, h, block->after, x);
         product(model, R, D, F, x, block->gate, block->gate_bias, gate, padded(F), 0, processors);
         product(model, R, D, F, x, block->up, block->up_bias, up, padded(F), 0, processors);
         activate(R * panels(F), (lanes *)gate, (const lanes *)up);
         product(model, R, F, D, gate, block->down, block->down_bias, h, padded(D), 1, processors);
     }
-    for (int64_t r = 0; r < R; r++) rms_norm(D, model->epsilon, h + r * padded(D), model->norm, x + r * padded(D));
+    norm_rows(model, R, h, model->norm, x);
     product(model, R, D, V, x, model->head, model->head_bias, logits, V, 0, processors);
 end:
     free(memory);

@@ -22,6 +22,7 @@ from lace.engine.decode_step import DecodeStep, DecodeSteps
 from lace.engine.result import STRATEGIES, LatticeResult, Strategy, TokenEvent
 from lace.engine.sampling import SamplingParams, choose_tokens, draw_thread_ids, end_token_ids
 from lace.engine.static_step import StaticLatticeCache, StaticStep, aligned, can_be_static
+from lace.engine.step_input import StepInput
 from lace.engine.threads import Lattice, new_thread
 from lace.lattice.cache import LatticeCache
 from lace.lattice.graft import lattice_layers, new_lattice_cache
@@ -364,13 +365,14 @@ class _DecodingState:
         steps_R = torch.tensor(steps, device=self.device)
         if arguments:
             arguments["steps"] = steps_R[:, None]
-        self.logits_RV = self.decode(
+        given = StepInput(
             torch.tensor(tokens, device=self.device),
             (self.lengths_R + step).masked_fill(steps_R < 0, 0),
             self.cache,
             self.mask_RC[:, : self.prompt_width + step + 1] if self.padded else None,
             arguments,
         )
+        self.logits_RV = self.decode(given)
 
     def _compact(self, wanted: list[bool]) -> None:
         """Drops rows that nobody needs any more, and lattices that have ended (swapped ones stay, another may read

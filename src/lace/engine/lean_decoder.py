@@ -10,16 +10,15 @@ Shape letters: R rows, C columns, D width, H query heads, G key-value heads, K h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
+from lace.engine.step_input import StepInput
 from lace.lattice.attention import ThreadLayout
-from lace.lattice.graft import SidePath, is_watched, lattice_layers
+from lace.lattice.graft import is_watched, lattice_layers
 
 LLAMA_KIND = frozenset(("llama", "qwen2", "qwen3"))
 """Model types whose layers compute what `_Layer` does."""
@@ -44,6 +43,11 @@ def is_llama_kind(model: PreTrainedModel) -> bool:
     usual = [module for module in inner if hasattr(module, "in_features")]
     head = model.get_output_embeddings()
     return all(type(module) is nn.Linear for module in (*usual, head)) and type(decoder.embed_tokens) is nn.Embedding
+
+
+def may_be_copied(model: PreTrainedModel) -> bool:
+    """Whether a model is small enough for copies of its weights."""
+    return sum(p.nbytes for p in model.parameters()) <= COPIED_BELOW
 
 
 class _Norm:
@@ -146,7 +150,7 @@ class LeanDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder: Any = model.get_decoder()
-        copied = sum(p.nbytes for p in model.parameters()) <= COPIED_BELOW
+        copied = may_be_copied(model)
         self.layers = [_Layer(layer, copied=copied) for layer in decoder.layers]
         self.rotary, self.embeddings = decoder.rotary_emb, decoder.embed_tokens
         self.head = _Linear(model.get_output_embeddings(), copied=copied)
@@ -155,26 +159,13 @@ class LeanDecoder:
         half = self.layers[0].head_dim // 2
         self.signs_K = torch.tensor([-1.0] * half + [1.0] * half, dtype=model.dtype, device=model.device)
 
-    def __call__(
-        self,
-        tokens_R: torch.Tensor,
-        positions_R: torch.Tensor,
-        cache: Cache,
-        mask: torch.Tensor | None,
-        layout: dict[str, Any],
-    ) -> torch.Tensor:
-        """Computes logits (R, V); as `lace.engine.decode_step.WholeModel`."""
-        return self.compute(tokens_R, positions_R, cache, mask, layout_of_threads(self.lattices, layout))
+    def __call__(self, given: StepInput) -> torch.Tensor:
+        """Computes logits (R, V)."""
+        return self.compute(given, given.thread_layout(self.lattices))
 
-    def compute(
-        self,
-        tokens_R: torch.Tensor,
-        positions_R: torch.Tensor,
-        cache: Cache,
-        mask: torch.Tensor | None,
-        threads: ThreadLayout | None,
-    ) -> torch.Tensor:
-        """The same, with the layout of `layout_of_threads`."""
+    def compute(self, given: StepInput, threads: ThreadLayout | None) -> torch.Tensor:
+        """The same, with the thread layout of what is given."""
+        tokens_R, positions_R, cache, mask, _ = given
         if mask is not None and mask.ndim == 2:
             mask = torch.zeros(mask.shape, dtype=self.signs_K.dtype, device=mask.device).masked_fill_(
                 mask == 0, -torch.inf
@@ -191,14 +182,6 @@ class LeanDecoder:
             gate_RF, up_RF = layer.gate_up(layer.after(h_RD)).chunk(2, dim=1)
             h_RD = layer.down.added(h_RD, nn.functional.silu(gate_RF).mul_(up_RF))
         return self.head(self.norm(h_RD))
-
-
-def layout_of_threads(lattices: Sequence[SidePath], layout: dict[str, Any]) -> ThreadLayout | None:
-    """Of the arguments of a step; None where no lattice is read."""
-    if not layout or not any(lattice.enabled for lattice in lattices):
-        return None
-    given = {name: value for name, value in layout.items() if name != "lattice_cache"}
-    return ThreadLayout.build(lattices[0].config, **given, cache=layout["lattice_cache"])
 
 
 def _attend(

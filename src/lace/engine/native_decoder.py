@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from lace.engine.cache import RowCache
-from lace.engine.lean_decoder import COPIED_BELOW, LeanDecoder, layout_of_threads
+from lace.engine.lean_decoder import LeanDecoder, may_be_copied
 from lace.engine.rolling_cache import RollingCache
+from lace.engine.step_input import StepInput
 from lace.lattice import native
 from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.graft import lattice_layers, numbered_lattices
@@ -76,9 +76,7 @@ class _Step(Structure):
 def usable(model: PreTrainedModel) -> Kernel | None:
     """The function, if steps of a model of the Llama kind can go by it."""
     dim = model.get_decoder().layers[0].self_attn.head_dim
-    if model.dtype not in native.DTYPES or dim % LANES or dim > WIDEST_HEAD:
-        return None
-    if sum(p.nbytes for p in model.parameters()) > COPIED_BELOW:
+    if model.dtype not in native.DTYPES or dim % LANES or dim > WIDEST_HEAD or not may_be_copied(model):
         return None
     if model.config.get_text_config().rope_parameters["rope_type"] not in FIXED_ANGLES:
         return None
@@ -123,7 +121,6 @@ class NativeDecoder:
         head: Any = model.get_output_embeddings()
         lattice_step = native.usable(model.device, model.dtype)
         embeddings = decoder.embed_tokens.weight.detach().contiguous()
-        self.kept.append(embeddings)
         self.model_step = _Model(
             width=embeddings.shape[1],
             heads=attention.q_proj.out_features // attention.head_dim,
@@ -135,7 +132,7 @@ class NativeDecoder:
             bfloat16=model.dtype == torch.bfloat16,
             epsilon=decoder.norm.variance_epsilon,
             scaling=attention.scaling,
-            embeddings=embeddings.data_ptr(),
+            embeddings=self._address(embeddings),
             norm=self._padded(decoder.norm.weight),
             head=self._weight(head),
             head_bias=self._bias(head),
@@ -184,25 +181,19 @@ class NativeDecoder:
         """For what compiled code cannot do."""
         return LeanDecoder(self.model)
 
-    def __call__(
-        self,
-        tokens_R: torch.Tensor,
-        positions_R: torch.Tensor,
-        cache: Cache,
-        mask: torch.Tensor | None,
-        layout: dict[str, Any],
-    ) -> torch.Tensor:
-        """Computes logits (R, V); as `lace.engine.decode_step.WholeModel`.
+    def __call__(self, given: StepInput) -> torch.Tensor:
+        """Computes logits (R, V).
 
         Raises:
             MemoryError: if there is none for a step.
             IndexError: for a token or a position that cannot be.
         """
-        threads = layout_of_threads(self.lattices, layout)
+        tokens_R, positions_R, cache, mask, _ = given
+        threads = given.thread_layout(self.lattices)
         reading = None if threads is None else self._reading(threads)
         known = isinstance(cache, RowCache | RollingCache) and (mask is None or mask.ndim == 2)
         if not known or torch.is_grad_enabled() or (threads is not None and reading is None):
-            return self.lean.compute(tokens_R, positions_R, cache, mask, threads)
+            return self.lean.compute(given, threads)
         assert isinstance(cache, RowCache | RollingCache)
         first, column = cache.next_column
         keys, values, like = self._buffers(cache.layers)
@@ -229,11 +220,11 @@ class NativeDecoder:
         )
         if reading is not None:
             step.lattice, step.readers, step.entries = map(addressof, reading)
-        given = byref(self.model_step), byref(step), logits_RV.data_ptr()
+        arguments = byref(self.model_step), byref(step), logits_RV.data_ptr()
         angles = self._point_at(step, self.angles)
-        if (failed := self.call(*given)) == BEYOND_ANGLES:
+        if (failed := self.call(*arguments)) == BEYOND_ANGLES:
             angles = self._point_at(step, self._angles_of(int(positions_R.max()) + 1))
-            failed = self.call(*given)
+            failed = self.call(*arguments)
         del angles  # held until here: other host threads may have computed others meanwhile
         if failed == NO_MEMORY:
             raise MemoryError("no memory for a step of decoding")

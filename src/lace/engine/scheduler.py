@@ -22,6 +22,7 @@ from lace.engine.engine import Engine
 from lace.engine.result import LatticeResult, TokenEvent
 from lace.engine.rolling_cache import RollingCache, RollingLatticeCache, roomy
 from lace.engine.sampling import choose_tokens
+from lace.engine.step_input import StepInput
 from lace.engine.threads import Lattice
 from lace.lattice.graft import lattice_layers
 
@@ -202,13 +203,14 @@ class Scheduler:
             columns_C = torch.arange(window.first, window.end + 1, device=self.device)
             mask_RC = (columns_C >= torch.tensor(window.starts, device=self.device)[:, None]).long()
         positions = [window.end - start for start in window.starts]
-        self.logits_RV = self.decode(
+        given = StepInput(
             torch.tensor(self.tokens, device=self.device),
             torch.tensor(positions, device=self.device),
             self.cache,
             mask_RC,
             arguments,
         )
+        self.logits_RV = self.decode(given)
         self.cache.advance()
         self._drop_rows({row for row, (seat, n) in enumerate(self.rows) if seat.lattice.threads[n].finish is not None})
 

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from lace.engine.cache import RowCache, RowLayer
 from lace.engine.decode_step import DecodeStep
+from lace.engine.step_input import StepInput
 from lace.lattice.cache import LatticeCache
 from lace.lattice.graft import is_watched, lattice_layers, null_keys
 
@@ -245,4 +246,4 @@ class StaticStep:
             arguments["steps"] = self.steps_R[:, None]
         positions_R = (self.lengths_R + self.steps_R).masked_fill(self.steps_R < 0, 0)
         mask_R11C = self.added_RC[:, None, None]
-        self.logits_RV = self.decode(self.tokens_R, positions_R, self.static_cache, mask_R11C, arguments)
+        self.logits_RV = self.decode(StepInput(self.tokens_R, positions_R, self.static_cache, mask_R11C, arguments))

@@ -57,14 +57,7 @@ static int prepare(const Layer *layer, const Step *step, int64_t first, int64_t 
     project(rows, Z, columns, z, layer->proj, made);
     for (int64_t r = 0; r < rows; r++) {
         const float *cosine = step->cosines + (first + r) * K, *sine = step->sines + (first + r) * K;
-        for (int64_t h = 0; h <= H; h++) {
-            float *left = made + r * panels(columns) * LANES + h * K, *right = left + K / 2;
-            for (int64_t i = 0; i < K / 2; i++) {
-                const float a = left[i], b = right[i];
-                left[i] = a * cosine[i] - b * sine[i];
-                right[i] = b * cosine[K / 2 + i] + a * sine[K / 2 + i];
-            }
-        }
+        for (int64_t h = 0; h <= H; h++) turn(K, cosine, sine, made + r * panels(columns) * LANES + h * K);
     }
     free(memory);
     return 0;

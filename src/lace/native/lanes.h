@@ -143,3 +143,13 @@ static inline void project(int64_t rows, int64_t depth, int64_t columns, const f
             for (int64_t r = 0; r < rows; r++) memcpy(y + (r * count + p + q) * LANES, made[q] + r, sizeof(lanes));
     }
 }
+
+/* Rotary encoding of the dimensions of one head, whose halves are pairs. */
+static inline void turn(int64_t dim, const float *cosine, const float *sine, float *x) {
+    float *left = x, *right = x + dim / 2;
+    for (int64_t i = 0; i < dim / 2; i++) {
+        const float a = left[i], b = right[i];
+        left[i] = a * cosine[i] - b * sine[i];
+        right[i] = b * cosine[dim / 2 + i] + a * sine[dim / 2 + i];
+    }
+}
