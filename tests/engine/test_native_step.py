@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from lace.lattice import native
 from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.cache import LatticeCache
 from lace.lattice.graft import graft, lattice_layers
+from lace.native import build
 from lace.native.build import SWITCH
 from tiny import tiny_config, tiny_model, wake
 from tiny_engine import PROMPTS, VARIED, new_model
@@ -111,9 +113,33 @@ def test_equals_operators(settings: dict[str, object], grid: list[list[int]]) ->
     assert ((found - x_SRD)[2:, 3].abs().amax(dim=-1) > 0.1).all()
 
 
-def test_equals_operators_in_bfloat16() -> None:
+@pytest.fixture(params=["", "-mno-avx512bf16"])
+def whether_by_pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Processors differ in how they multiply numbers in bfloat16."""
+    if request.param:
+        monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, request.param))
+        build.kernel.cache_clear()
+        if build.kernel(native.SOURCE) is None:
+            pytest.skip("the compiler does not know the instructions")
+    yield
+    if request.param:
+        build.kernel.cache_clear()
+
+
+@pytest.mark.usefixtures("whether_by_pairs")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"visibility": "causal", "read_self": True},
+        {"horizon": 3, "num_heads": 7, "low_dim": 19},
+        {"time_dims": 34, "thread_dims": 0, "gate": "none"},
+    ],
+    ids=str,
+)
+def test_equals_operators_in_bfloat16(settings: dict[str, object]) -> None:
     """Both stand as far from float32, and each other, as bfloat16 rounds; compiled code rounds less often."""
-    lattice, x_SRD = new_lattice(torch.bfloat16), torch.randn(21, 6, WIDTH).bfloat16()
+    lattice, x_SRD = new_lattice(torch.bfloat16, **settings), torch.randn(21, 6, WIDTH).bfloat16()
     found, expected = (made.float() for made in both_ways(lattice, WITH_GAPS, x_SRD, {1: 9, 4: 2}))
     exact = walk(lattice.float(), WITH_GAPS, x_SRD.float(), {1: 9, 4: 2}, by_kernel=False)[0]
     scale = exact.abs().max()
@@ -136,11 +162,12 @@ def test_great_scores_overflow_nowhere() -> None:
     assert_close(found, expected, 1e-3)
 
 
-def test_others_change_no_bit() -> None:
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+def test_others_change_no_bit(dtype: torch.dtype) -> None:
     """Alone, among wider lattices, and in other rows."""
-    lattice, x_SRD = new_lattice(), torch.randn(21, 3, WIDTH)
+    lattice, x_SRD = new_lattice(dtype), torch.randn(21, 3, WIDTH, dtype=dtype)
     alone = walk(lattice, [[0, 1, 2]], x_SRD, {1: 9}, by_kernel=True, first_id=33)[0]
-    more_SRD = torch.cat((torch.randn(21, 30, WIDTH), x_SRD), dim=1)
+    more_SRD = torch.cat((torch.randn(21, 30, WIDTH, dtype=dtype), x_SRD), dim=1)
     grid = [list(range(12)), list(range(12, 24)), [30, 31, 32, *[-1] * 9], [*range(24, 30), *[-1] * 6]]
     among = walk(lattice, grid, more_SRD, {31: 9}, by_kernel=True)[0]
     assert torch.equal(among[:, 30:], alone)

@@ -82,7 +82,7 @@ static inline __attribute__((always_inline)) void two_panels(const int half, int
     for (int64_t r = 0; r < rows; r += CHUNK) {
         const int64_t count = rows - r < CHUNK ? rows - r : CHUNK;
         lanes made[2][CHUNK];
-        multiply(0, half, count, depth, x + r * padded(depth), padded(depth), 1, b, b2, made[0], made[1]);
+        multiply(0, half ? HALVES : FLOATS, count, depth, x + r * padded(depth), padded(depth), 1, b, b2, made[0], made[1]);
         for (int64_t i = 0; i < count; i++)
             for (int64_t j = 0; j < within; j++) {
                 float *to = y + (r + i) * y_row + p * LANES + j, one = ((float *)(made[j / LANES] + i))[j % LANES];

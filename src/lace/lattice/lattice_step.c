@@ -13,13 +13,14 @@
    columns of weights are outputs; those of attention are queries, all heads of all threads of a lattice, so that
    entries are read as they lie, each number for LANES queries. What a row gets depends, bit for bit, neither on which
    other rows and lattices there are nor on the number of processor threads: what is not read adds zeros, and the
-   softmax is scaled anew where the lattice's own steps say so.
+   softmax is scaled anew where the lattice's own steps say so. Where entries are in bfloat16, and the processor can, so are
+   queries and weights in the products of attention, as in the model; sums are always in float32.
 
    Shape letters as in attention.py: R rows, L lattices, N threads, S slots. */
 
 #include "lanes.h"
 
-#define SLOTS 8 /* that attend before the softmax is scaled anew */
+#define SLOTS 8 /* that attend before the softmax is scaled anew; even, since two weights may go into one word */
 
 typedef struct { /* as in native.py */
     int64_t width, low, heads, dim, gated, bfloat16;
@@ -63,6 +64,34 @@ static int prepare(const Layer *layer, const Step *step, int64_t first, int64_t 
     return 0;
 }
 
+/* Two numbers of each lane in bfloat16, to the nearest, ties to even. */
+static inline words pair(lanes low, lanes high) {
+    const words a = (words)low + 0x7FFF + ((words)low >> 16 & 1), b = (words)high + 0x7FFF + ((words)high >> 16 & 1);
+    return a >> 16 | (b & 0xFFFF0000);
+}
+
+/* Values of two slots in words, (N, K), from entries (N, 2 K); the later slot may not be `there`. */
+static void pair_values(int64_t threads, int64_t dim, const void *entries, int there, word *to) {
+    for (int64_t n = 0; n < threads; n++)
+        for (int64_t d = 0; d < dim; d++) {
+            const uint16_t *value = (const uint16_t *)entries + n * 2 * dim + dim + d;
+            to[n * dim + d] = *value | (there ? (word)value[threads * 2 * dim] << 16 : 0);
+        }
+}
+
+/* c (rows, LANES) = or += a (rows, depth) b (depth, LANES), likewise c2 by b2, of words or of numbers in float32. */
+static void product(int in_words, int adding, int64_t rows, int64_t depth, const float *a, int64_t row, int64_t column,
+                    const lanes *b, const lanes *b2, lanes *c, lanes *c2) {
+    if (in_words && adding)
+        multiply(1, WORDS, rows, depth, a, row, column, b, b2, c, c2);
+    else if (in_words)
+        multiply(0, WORDS, rows, depth, a, row, column, b, b2, c, c2);
+    else if (adding)
+        multiply(1, FLOATS, rows, depth, a, row, column, b, b2, c, c2);
+    else
+        multiply(0, FLOATS, rows, depth, a, row, column, b, b2, c, c2);
+}
+
 /* The queries in panels `from` to `to` of lattice l read; query q is head q % H of thread q / H. */
 static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from, int64_t to, const void *entries,
                   const float *made, int64_t made_row, float *read) {
@@ -70,22 +99,28 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
     const int64_t begin = from * LANES, end = to * LANES < N * H ? to * LANES : N * H, start = step->starts[l];
     const int64_t *row_of = step->row_of + l * N, *steps = step->steps + l * step->steps_lattice;
     const int64_t *now = steps + step->slot * step->steps_slot;
-    const int lie_apart = layer->bfloat16 || step->entries_slot != N * 2 * K;
+    const int wide = layer->bfloat16, in_words = BY_PAIRS && wide;
+    const int lie_apart = wide != in_words || step->entries_slot != N * 2 * K;
+    const int64_t depth = in_words ? K / 2 : K; /* of a query, in vectors */
+    const int64_t size = wide ? sizeof(uint16_t) : sizeof(float);
     int64_t first = step->stop - step->horizon, stop;
     if (!step->horizon || first < start) first = start;
-    lanes *memory = room(count * (2 * K + 2) + 2 * SLOTS * N + (lie_apart ? panels(SLOTS * N * 2 * K) : 0));
+    lanes *memory = room(count * (depth + K + 2) + 2 * SLOTS * N + panels(SLOTS * N * 2 * K));
     if (!memory) return 1;
-    lanes *query = memory, *sum = query + count * K, *largest = sum + count * K, *total = largest + count;
-    lanes *scores = total + count; /* of two panels, (slots, N), then the weights */
-    float *together = (float *)(scores + 2 * SLOTS * N);
-    memset(memory, 0, sizeof(lanes) * count * (2 * K + 1));
+    lanes *query = memory, *sum = query + count * depth, *largest = sum + count * K, *total = largest + count;
+    lanes *scores = total + count;                       /* of two panels, (slots, N), then the weights */
+    float *together = (float *)(scores + 2 * SLOTS * N); /* entries where they lie apart */
+    word *paired = (word *)together + SLOTS * N * K;     /* values in words, behind entries in bfloat16 */
+    memset(memory, 0, sizeof(lanes) * count * (depth + K + 1));
     for (int64_t q = begin; q < end; q++)
-        if (row_of[q / H] >= 0)
-            for (int64_t d = 0; d < K; d++)
-                ((float *)(query + (q / LANES - from) * K + d))[q % LANES] =
-                    made[row_of[q / H] * made_row + q % H * K + d] / sqrtf(K);
+        for (int64_t d = 0; d < K && row_of[q / H] >= 0; d++) {
+            const int64_t lane = q % LANES, at = in_words ? (d / 2 * LANES + lane) * 2 + d % 2 : d * LANES + lane;
+            store(query + (q / LANES - from) * depth, at, in_words,
+                  made[row_of[q / H] * made_row + q % H * K + d] / sqrtf(K));
+        }
+    for (int64_t d = 0; d < K; d++) store(together, d, in_words, layer->null_key[d]);
     for (int64_t p = 0; p < count; p++) { /* the null entry, whose value is zero */
-        multiply(0, 0, 1, K, layer->null_key, K, 1, query + p * K, 0, largest + p, 0);
+        product(in_words, 0, 1, depth, together, depth, 1, query + p * depth, 0, largest + p, 0);
         total[p] = (lanes){0} + 1;
     }
     for (int64_t s = first; s < step->stop; s = stop) {
@@ -93,15 +128,21 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
         if (stop > step->stop) stop = step->stop;
         const int64_t at = l * step->entries_lattice + s * step->entries_slot, read_now = (stop - s) * N;
         for (int64_t i = 0; lie_apart && i < stop - s; i++)
-            copy(N * 2 * K, entries, at + i * step->entries_slot, layer->bfloat16, together + i * N * 2 * K);
+            if (in_words)
+                memcpy(together + i * N * K, (const char *)entries + (at + i * step->entries_slot) * size, N * 2 * K * size);
+            else
+                copy(N * 2 * K, entries, at + i * step->entries_slot, wide, together + i * N * 2 * K);
+        const float *keys = lie_apart ? together : (const float *)((const char *)entries + at * size);
+        for (int64_t i = 0; in_words && i < stop - s; i += 2)
+            pair_values(N, K, keys + i * N * K, i + 1 < stop - s, paired + i / 2 * N * K);
         int gaps = 0; /* whether somebody has written nothing */
         for (int64_t i = s; i < stop; i++)
             for (int64_t n = 0; n < N; n++) gaps |= steps[i * step->steps_slot + n] < 0;
-        const float *keys = lie_apart ? together : (const float *)entries + at, *values = keys + K;
         for (int64_t first_of_two = 0; first_of_two < count; first_of_two += 2) {
             const int64_t two = first_of_two + 1 < count ? 2 : 1, both = two == 2;
-            lanes *of = sum + first_of_two * K, *asking = query + first_of_two * K;
-            multiply(0, 0, read_now, K, keys, 2 * K, 1, asking, both ? asking + K : 0, scores, scores + read_now);
+            lanes *of = sum + first_of_two * K, *asking = query + first_of_two * depth;
+            product(in_words, 0, read_now, depth, keys, 2 * depth, 1, asking, both ? asking + depth : 0, scores,
+                    scores + read_now);
             for (int64_t p = first_of_two; p < first_of_two + two; p++) {
                 lanes *score = scores + (p - first_of_two) * read_now, most = largest[p], added = {0};
                 for (int64_t i = 0; i < stop - s; i++)
@@ -112,11 +153,16 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
                 for (int64_t e = 0; e < read_now; e++) most = larger(score[e], most);
                 const lanes kept = exponential(largest[p] - most);
                 for (int64_t e = 0; e < read_now; e++) added += score[e] = exponential(score[e] - most);
+                for (int64_t i = 0; i < stop - s && in_words; i += 2)
+                    for (int64_t e = i * N; e < (i + 1) * N; e++)
+                        score[e - i / 2 * N] = (lanes)pair(score[e], i + 1 < stop - s ? score[e + N] : (lanes){0});
                 total[p] = total[p] * kept + added;
                 for (int64_t d = 0; d < K; d++) sum[p * K + d] *= kept;
                 largest[p] = most;
             }
-            multiply(1, 0, K, read_now, values, 1, 2 * K, scores, both ? scores + read_now : 0, of, of + K);
+            const int64_t weighed = in_words ? (stop - s + 1) / 2 * N : read_now;
+            product(in_words, 1, K, weighed, in_words ? (const float *)paired : keys + K, 1, in_words ? K : 2 * K, scores,
+                    both ? scores + read_now : 0, of, of + K);
         }
     }
     for (int64_t q = begin; q < end; q++) {
@@ -165,7 +211,7 @@ int lattice_step(const Layer *layer, const Step *step, void *entries, const void
         for (int64_t p = 0; p < panels(D) && !failed; p++) {
             const int64_t rows = R - r < CHUNK ? R - r : CHUNK, columns = D - p * LANES < LANES ? D - p * LANES : LANES;
             lanes added[CHUNK];
-            multiply(0, 0, rows, H * K, read + r * H * K, H * K, 1, (const lanes *)layer->up + p * H * K, 0, added, 0);
+            multiply(0, FLOATS, rows, H * K, read + r * H * K, H * K, 1, (const lanes *)layer->up + p * H * K, 0, added, 0);
             for (int64_t i = 0; i < rows; i++)
                 for (int64_t j = 0; j < columns; j++) {
                     const int64_t at = (r + i) * D + p * LANES + j;

@@ -7,6 +7,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 #define WORTH_SHARING 1e6 /* products of a step; less is done before other processor threads are awake */
@@ -14,10 +17,15 @@
 #define AHEAD 3072 /* bytes of weights that are asked for before they are needed: processors guess no further than a page */
 #ifdef __AVX512F__
 #define TILE 8 /* rows of a product at once: as many as there are registers for */
-#define PAIRS 1 /* whether there are registers for two panels */
+#define TWO_PANELS 1 /* whether there are registers for them */
 #else
 #define TILE 4
-#define PAIRS 0
+#define TWO_PANELS 0
+#endif
+#ifdef __AVX512BF16__
+#define BY_PAIRS 1 /* whether the processor multiplies pairs of numbers in bfloat16, in half the time */
+#else
+#define BY_PAIRS 0
 #endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
@@ -25,19 +33,33 @@ typedef int32_t masks __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES))); /* in bfloat16 */
 
+typedef uint32_t word __attribute__((may_alias)); /* of two numbers in bfloat16 */
+
+/* What is multiplied: both sides in float32; weights in bfloat16; or both in bfloat16, two of the depth in a word each. */
+enum { FLOATS, HALVES, WORDS };
+
 static inline int64_t panels(int64_t columns) { return (columns + LANES - 1) / LANES; }
 
 static inline lanes *room(int64_t count) { return aligned_alloc(sizeof(lanes), count * sizeof(lanes)); }
 
 static inline lanes widened(halves x) { return (lanes)(__builtin_convertvector(x, words) << 16); }
 
-/* Vector i of a panel in float32, or in bfloat16 if `half`. */
-static inline __attribute__((always_inline)) lanes weights(const int half, const void *panel, int64_t i) {
-    return half ? widened(((const halves *)panel)[i]) : ((const lanes *)panel)[i];
+/* Vector i of a panel. */
+static inline __attribute__((always_inline)) lanes weights(const int form, const void *panel, int64_t i) {
+    return form == HALVES ? widened(((const halves *)panel)[i]) : ((const lanes *)panel)[i];
+}
+
+/* sum + what a number, or word, gives with each lane of `by`. */
+static inline __attribute__((always_inline)) lanes plus(const int form, lanes sum, const float *number, lanes by) {
+#if BY_PAIRS
+    if (form == WORDS)
+        return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)by, (__m512bh)_mm512_set1_epi32(*(const word *)number));
+#endif
+    return sum + *number * by;
 }
 
 static inline __attribute__((always_inline)) void tile(const int rows, const int both, const int adding,
-                                                       const int half, int64_t depth, const float *a, int64_t row,
+                                                       const int form, int64_t depth, const float *a, int64_t row,
                                                        int64_t column, const void *b, const void *b2, lanes *c,
                                                        lanes *c2) {
     lanes sum[TILE], sum2[TILE];
@@ -47,15 +69,14 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
     for (int i = 0; both && i < rows; i++) sum2[i] = adding ? c2[i] : (lanes){0};
     for (int64_t d = 0; d < depth; d++) {
         const float *at = a + d * column;
-        const int64_t ahead = AHEAD + d * (half ? sizeof(halves) : sizeof(lanes));
+        const int64_t ahead = AHEAD + d * (form == HALVES ? sizeof(halves) : sizeof(lanes));
         __builtin_prefetch((const char *)b + ahead);
         if (both) __builtin_prefetch((const char *)b2 + ahead);
-        const lanes by = weights(half, b, d), by2 = both ? weights(half, b2, d) : by;
+        const lanes by = weights(form, b, d), by2 = both ? weights(form, b2, d) : by;
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
-            const float factor = at[i * row];
-            sum[i] += factor * by;
-            if (both) sum2[i] += factor * by2;
+            sum[i] = plus(form, sum[i], at + i * row, by);
+            if (both) sum2[i] = plus(form, sum2[i], at + i * row, by2);
         }
     }
 #pragma GCC unroll 8
@@ -65,26 +86,29 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 }
 
 /* c (rows, LANES) = or += a (rows, depth) b (depth, LANES), and c2 by b2 if they are given, which costs less than twice;
-   `row` and `column` are the distances in a, and b is in bfloat16 if `half`. */
-static inline __attribute__((always_inline)) void multiply(const int adding, const int half, int64_t rows,
+   `row` and `column` are the distances in a. Where both are words, depth and distances are those of words. */
+static inline __attribute__((always_inline)) void multiply(const int adding, const int form, int64_t rows,
                                                            int64_t depth, const float *a, int64_t row, int64_t column,
                                                            const void *b, const void *b2, lanes *c, lanes *c2) {
     int64_t i = 0;
-    if (b2 && PAIRS) {
+    if (b2 && TWO_PANELS) {
         for (; i + TILE <= rows; i += TILE)
-            tile(TILE, 1, adding, half, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
-        for (; i + 4 <= rows; i += 4) tile(4, 1, adding, half, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
-        for (; i < rows; i++) tile(1, 1, adding, half, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+            tile(TILE, 1, adding, form, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+        for (; i + 4 <= rows; i += 4) tile(4, 1, adding, form, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
+        for (; i < rows; i++) tile(1, 1, adding, form, depth, a + i * row, row, column, b, b2, c + i, c2 + i);
         return;
     }
     for (; b; b = b2, c = c2, b2 = 0, i = 0) {
-        for (; i + TILE <= rows; i += TILE) tile(TILE, 0, adding, half, depth, a + i * row, row, column, b, 0, c + i, 0);
-        for (; i + 4 <= rows; i += 4) tile(4, 0, adding, half, depth, a + i * row, row, column, b, 0, c + i, 0);
-        for (; i < rows; i++) tile(1, 0, adding, half, depth, a + i * row, row, column, b, 0, c + i, 0);
+        for (; i + TILE <= rows; i += TILE) tile(TILE, 0, adding, form, depth, a + i * row, row, column, b, 0, c + i, 0);
+        for (; i + 4 <= rows; i += 4) tile(4, 0, adding, form, depth, a + i * row, row, column, b, 0, c + i, 0);
+        for (; i < rows; i++) tile(1, 0, adding, form, depth, a + i * row, row, column, b, 0, c + i, 0);
     }
 }
 
 static inline lanes larger(lanes a, lanes b) {
+#ifdef __AVX512F__
+    return (lanes)_mm512_max_ps((__m512)a, (__m512)b); /* compilers do not see it in what follows */
+#endif
     masks is = a > b;
     return (lanes)(((masks)a & is) | ((masks)b & ~is));
 }
@@ -138,7 +162,7 @@ static inline void project(int64_t rows, int64_t depth, int64_t columns, const f
         lanes made[2][CHUNK];
         const lanes *b = (const lanes *)w + p * depth;
         const int two = p + 1 < count;
-        multiply(0, 0, rows, depth, x, depth, 1, b, two ? b + depth : 0, made[0], made[1]);
+        multiply(0, FLOATS, rows, depth, x, depth, 1, b, two ? b + depth : 0, made[0], made[1]);
         for (int q = 0; q <= two; q++)
             for (int64_t r = 0; r < rows; r++) memcpy(y + (r * count + p + q) * LANES, made[q] + r, sizeof(lanes));
     }
