@@ -3,7 +3,7 @@
    For each row (thread) x of width D, with Z, H, K the low dimension, the query heads and the dimensions of a head:
 
        z = x W_down                               (Z)
-       q_h, k, v, g_h = (z / rms(z)) W_proj       ((H + 2) K + H); the norm's weight is in W_proj
+       q_h, k, v, g_h = norm(z) W_proj            ((H + 2) K + H)
        q_h, k turned by cos and sin               of (step, thread id)
        entry = (k, v)                             into the cache
        w_h = softmax over {null} + {entries that are read} of q_h . k / sqrt(K)
@@ -13,8 +13,8 @@
    columns of weights are outputs; those of attention are queries, all heads of all threads of a lattice, so that
    entries are read as they lie, each number for LANES queries. What a row gets depends, bit for bit, neither on which
    other rows and lattices there are nor on the number of processor threads: what is not read adds zeros, and the
-   softmax is scaled anew where the lattice's own steps say so. Where entries are in bfloat16, and the processor can, so are
-   queries and weights in the products of attention, as in the model; sums are always in float32.
+   softmax is scaled anew where the lattice's own steps say so. In a model in bfloat16, what is multiplied is rounded to it,
+   two numbers in a word; sums are always in float32.
 
    Shape letters as in attention.py: R rows, L lattices, N threads, S slots. */
 
@@ -25,8 +25,9 @@
 typedef struct { /* as in native.py */
     int64_t width, low, heads, dim, gated, bfloat16;
     double epsilon;
-    const float *down, *proj, *up; /* (columns / LANES, depth, LANES), padded with zeros */
-    const float *null_key;         /* (K) */
+    const void *down, *proj, *up; /* in panels, of words in bfloat16, padded with zeros */
+    const float *norm;            /* (Z) */
+    const void *null_key;         /* (K) */
 } Layer;
 
 typedef struct { /* as in native.py */
@@ -39,23 +40,54 @@ typedef struct { /* as in native.py */
     const float *cosines, *sines;          /* (R, K) */
 } Step;
 
+/* c (rows, LANES) = or += a (rows, depth) b (depth, LANES), likewise c2 by b2, of words or of numbers in float32. */
+static void product(int in_words, int adding, int64_t rows, int64_t depth, const float *a, int64_t row, int64_t column,
+                    const lanes *b, const lanes *b2, lanes *c, lanes *c2) {
+    if (in_words && adding)
+        multiply(1, WORDS, rows, depth, a, row, column, b, b2, c, c2);
+    else if (in_words)
+        multiply(0, WORDS, rows, depth, a, row, column, b, b2, c, c2);
+    else if (adding)
+        multiply(1, FLOATS, rows, depth, a, row, column, b, b2, c, c2);
+    else
+        multiply(0, FLOATS, rows, depth, a, row, column, b, b2, c, c2);
+}
+
+/* y (rows, whole panels) = x (rows, depth) w */
+static void project(int in_words, int64_t rows, int64_t depth, int64_t columns, const float *x, const lanes *w, float *y) {
+    const int64_t count = panels(columns);
+    for (int64_t p = 0; p < count; p += 2) {
+        lanes made[2][CHUNK];
+        const lanes *b = w + p * depth;
+        const int two = p + 1 < count;
+        product(in_words, 0, rows, depth, x, depth, 1, b, two ? b + depth : 0, made[0], made[1]);
+        for (int q = 0; q <= two; q++)
+            for (int64_t r = 0; r < rows; r++) memcpy(y + (r * count + p + q) * LANES, made[q] + r, sizeof(lanes));
+    }
+}
+
+/* Of a product with so many numbers: words hold two. */
+static inline int64_t depth_of(const Layer *layer, int64_t count) { return layer->bfloat16 ? (count + 1) / 2 : count; }
+
 /* Queries, entries and gates of up to CHUNK rows, (rows, whole panels of (H + 2) K + H). */
 static int prepare(const Layer *layer, const Step *step, int64_t first, int64_t rows, const void *x, float *made) {
     const int64_t D = layer->width, Z = layer->low, H = layer->heads, K = layer->dim, low = panels(Z) * LANES;
-    const int64_t columns = (H + 2) * K + (layer->gated ? H : 0);
-    lanes *memory = room(panels(rows * D) + rows * panels(Z));
+    const int64_t columns = (H + 2) * K + (layer->gated ? H : 0), wide = layer->bfloat16, size = wide ? 2 : 4;
+    const int64_t x_depth = depth_of(layer, D), z_depth = depth_of(layer, Z);
+    lanes *memory = room(panels(rows * x_depth) + panels(rows * z_depth) + rows * panels(Z));
     if (!memory) return 1;
-    float *in = (float *)memory, *z = (float *)(memory + panels(rows * D));
-    copy(rows * D, x, first * D, layer->bfloat16, in);
-    project(rows, D, Z, in, layer->down, z);
-    for (int64_t r = 0; r < rows; r++) {
+    float *in = (float *)memory, *normed = in + panels(rows * x_depth) * LANES, *z = normed + panels(rows * z_depth) * LANES;
+    memset(memory, 0, sizeof(lanes) * (panels(rows * x_depth) + panels(rows * z_depth)));
+    for (int64_t r = 0; r < rows; r++) memcpy(in + r * x_depth, (const char *)x + (first + r) * D * size, D * size);
+    project(wide, rows, x_depth, Z, in, layer->down, z);
+    for (int64_t r = 0; r < rows; r++, z += low) {
         float squares = 0;
-        for (int64_t i = 0; i < Z; i++) squares += z[r * low + i] * z[r * low + i];
+        for (int64_t i = 0; i < Z; i++) squares += z[i] * z[i];
         const float scale = 1 / sqrtf(squares / Z + layer->epsilon);
-        for (int64_t i = 0; i < Z; i++) z[r * Z + i] = z[r * low + i] * scale;
+        for (int64_t i = 0; i < Z; i++) store(normed + r * z_depth, i, wide, z[i] * scale * layer->norm[i]);
     }
     made += first * panels(columns) * LANES;
-    project(rows, Z, columns, z, layer->proj, made);
+    project(wide, rows, z_depth, columns, normed, layer->proj, made);
     for (int64_t r = 0; r < rows; r++) {
         const float *cosine = step->cosines + (first + r) * K, *sine = step->sines + (first + r) * K;
         for (int64_t h = 0; h <= H; h++) turn(K, cosine, sine, made + r * panels(columns) * LANES + h * K);
@@ -79,30 +111,15 @@ static void pair_values(int64_t threads, int64_t dim, const void *entries, int t
         }
 }
 
-/* c (rows, LANES) = or += a (rows, depth) b (depth, LANES), likewise c2 by b2, of words or of numbers in float32. */
-static void product(int in_words, int adding, int64_t rows, int64_t depth, const float *a, int64_t row, int64_t column,
-                    const lanes *b, const lanes *b2, lanes *c, lanes *c2) {
-    if (in_words && adding)
-        multiply(1, WORDS, rows, depth, a, row, column, b, b2, c, c2);
-    else if (in_words)
-        multiply(0, WORDS, rows, depth, a, row, column, b, b2, c, c2);
-    else if (adding)
-        multiply(1, FLOATS, rows, depth, a, row, column, b, b2, c, c2);
-    else
-        multiply(0, FLOATS, rows, depth, a, row, column, b, b2, c, c2);
-}
-
 /* The queries in panels `from` to `to` of lattice l read; query q is head q % H of thread q / H. */
 static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from, int64_t to, const void *entries,
-                  const float *made, int64_t made_row, float *read) {
+                  const float *made, int64_t made_row, void *read) {
     const int64_t H = layer->heads, K = layer->dim, N = step->threads, count = to - from;
     const int64_t begin = from * LANES, end = to * LANES < N * H ? to * LANES : N * H, start = step->starts[l];
     const int64_t *row_of = step->row_of + l * N, *steps = step->steps + l * step->steps_lattice;
     const int64_t *now = steps + step->slot * step->steps_slot;
-    const int wide = layer->bfloat16, in_words = BY_PAIRS && wide;
-    const int lie_apart = wide != in_words || step->entries_slot != N * 2 * K;
-    const int64_t depth = in_words ? K / 2 : K; /* of a query, in vectors */
-    const int64_t size = wide ? sizeof(uint16_t) : sizeof(float);
+    const int wide = layer->bfloat16, lie_apart = step->entries_slot != N * 2 * K;
+    const int64_t depth = depth_of(layer, K), size = wide ? 2 : 4;
     int64_t first = step->stop - step->horizon, stop;
     if (!step->horizon || first < start) first = start;
     lanes *memory = room(count * (depth + K + 2) + 2 * SLOTS * N + panels(SLOTS * N * 2 * K));
@@ -114,13 +131,12 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
     memset(memory, 0, sizeof(lanes) * count * (depth + K + 1));
     for (int64_t q = begin; q < end; q++)
         for (int64_t d = 0; d < K && row_of[q / H] >= 0; d++) {
-            const int64_t lane = q % LANES, at = in_words ? (d / 2 * LANES + lane) * 2 + d % 2 : d * LANES + lane;
-            store(query + (q / LANES - from) * depth, at, in_words,
+            const int64_t lane = q % LANES, at = wide ? (d / 2 * LANES + lane) * 2 + d % 2 : d * LANES + lane;
+            store(query + (q / LANES - from) * depth, at, wide,
                   made[row_of[q / H] * made_row + q % H * K + d] / sqrtf(K));
         }
-    for (int64_t d = 0; d < K; d++) store(together, d, in_words, layer->null_key[d]);
     for (int64_t p = 0; p < count; p++) { /* the null entry, whose value is zero */
-        product(in_words, 0, 1, depth, together, depth, 1, query + p * depth, 0, largest + p, 0);
+        product(wide, 0, 1, depth, layer->null_key, depth, 1, query + p * depth, 0, largest + p, 0);
         total[p] = (lanes){0} + 1;
     }
     for (int64_t s = first; s < step->stop; s = stop) {
@@ -128,12 +144,10 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
         if (stop > step->stop) stop = step->stop;
         const int64_t at = l * step->entries_lattice + s * step->entries_slot, read_now = (stop - s) * N;
         for (int64_t i = 0; lie_apart && i < stop - s; i++)
-            if (in_words)
-                memcpy(together + i * N * K, (const char *)entries + (at + i * step->entries_slot) * size, N * 2 * K * size);
-            else
-                copy(N * 2 * K, entries, at + i * step->entries_slot, wide, together + i * N * 2 * K);
+            memcpy((char *)together + i * N * 2 * K * size, (const char *)entries + (at + i * step->entries_slot) * size,
+                   N * 2 * K * size);
         const float *keys = lie_apart ? together : (const float *)((const char *)entries + at * size);
-        for (int64_t i = 0; in_words && i < stop - s; i += 2)
+        for (int64_t i = 0; wide && i < stop - s; i += 2)
             pair_values(N, K, keys + i * N * K, i + 1 < stop - s, paired + i / 2 * N * K);
         int gaps = 0; /* whether somebody has written nothing */
         for (int64_t i = s; i < stop; i++)
@@ -141,7 +155,7 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
         for (int64_t first_of_two = 0; first_of_two < count; first_of_two += 2) {
             const int64_t two = first_of_two + 1 < count ? 2 : 1, both = two == 2;
             lanes *of = sum + first_of_two * K, *asking = query + first_of_two * depth;
-            product(in_words, 0, read_now, depth, keys, 2 * depth, 1, asking, both ? asking + depth : 0, scores,
+            product(wide, 0, read_now, depth, keys, 2 * depth, 1, asking, both ? asking + depth : 0, scores,
                     scores + read_now);
             for (int64_t p = first_of_two; p < first_of_two + two; p++) {
                 lanes *score = scores + (p - first_of_two) * read_now, most = largest[p], added = {0};
@@ -153,15 +167,15 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
                 for (int64_t e = 0; e < read_now; e++) most = larger(score[e], most);
                 const lanes kept = exponential(largest[p] - most);
                 for (int64_t e = 0; e < read_now; e++) added += score[e] = exponential(score[e] - most);
-                for (int64_t i = 0; i < stop - s && in_words; i += 2)
+                for (int64_t i = 0; wide && i < stop - s; i += 2)
                     for (int64_t e = i * N; e < (i + 1) * N; e++)
                         score[e - i / 2 * N] = (lanes)pair(score[e], i + 1 < stop - s ? score[e + N] : (lanes){0});
                 total[p] = total[p] * kept + added;
                 for (int64_t d = 0; d < K; d++) sum[p * K + d] *= kept;
                 largest[p] = most;
             }
-            const int64_t weighed = in_words ? (stop - s + 1) / 2 * N : read_now;
-            product(in_words, 1, K, weighed, in_words ? (const float *)paired : keys + K, 1, in_words ? K : 2 * K, scores,
+            const float *values = wide ? (const float *)paired : keys + K;
+            product(wide, 1, K, wide ? (stop - s + 1) / 2 * N : read_now, values, 1, wide ? K : 2 * K, scores,
                     both ? scores + read_now : 0, of, of + K);
         }
     }
@@ -171,7 +185,7 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
         float scale = now[q / H] < 0 ? 0 : 1 / ((float *)(total + p))[q % LANES]; /* who writes nothing reads nothing */
         if (layer->gated) scale /= 1 + expf(-made[row * made_row + (H + 2) * K + q % H]);
         for (int64_t d = 0; d < K; d++)
-            read[(row * H + q % H) * K + d] = scale * ((float *)(sum + p * K + d))[q % LANES];
+            store(read, (row * H + q % H) * K + d, wide, scale * ((float *)(sum + p * K + d))[q % LANES]);
     }
     free(memory);
     return 0;
@@ -180,10 +194,11 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
 /* Entries of the layer, x and out (R, D) are all in float32 or all in bfloat16. Returns 1 if there is no memory. */
 int lattice_step(const Layer *layer, const Step *step, void *entries, const void *x, void *out) {
     const int64_t R = step->rows, D = layer->width, H = layer->heads, K = layer->dim, N = step->threads;
+    const int64_t depth = depth_of(layer, H * K);
     const int64_t made_row = panels((H + 2) * K + (layer->gated ? H : 0)) * LANES, wide = layer->bfloat16;
     lanes *memory = room(panels(R * made_row) + panels(R * H * K));
     if (!memory) return 1;
-    float *made = (float *)memory, *read = (float *)(memory + panels(R * made_row));
+    float *made = (float *)memory, *read = made + panels(R * made_row) * LANES;
     const double products = R * (D * (double)(layer->low + H * K) + 2.0 * N * step->stop * H * K);
     const int processors = products < WORTH_SHARING ? 1 : step->processors;
     /* A lattice's panels of queries are shared out where there are fewer lattices than processor threads. */
@@ -211,7 +226,7 @@ int lattice_step(const Layer *layer, const Step *step, void *entries, const void
         for (int64_t p = 0; p < panels(D) && !failed; p++) {
             const int64_t rows = R - r < CHUNK ? R - r : CHUNK, columns = D - p * LANES < LANES ? D - p * LANES : LANES;
             lanes added[CHUNK];
-            multiply(0, FLOATS, rows, H * K, read + r * H * K, H * K, 1, (const lanes *)layer->up + p * H * K, 0, added, 0);
+            product(wide, 0, rows, depth, read + r * depth, depth, 1, (const lanes *)layer->up + p * depth, 0, added, 0);
             for (int64_t i = 0; i < rows; i++)
                 for (int64_t j = 0; j < columns; j++) {
                     const int64_t at = (r + i) * D + p * LANES + j;

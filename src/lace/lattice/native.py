@@ -27,7 +27,7 @@ class _Layer(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("width", "low", "heads", "dim", "gated", "bfloat16")),
         ("epsilon", c_double),
-        *((name, c_void_p) for name in ("down", "proj", "up", "null_key")),
+        *((name, c_void_p) for name in ("down", "proj", "up", "norm", "null_key")),
     ]
 
 
@@ -48,7 +48,7 @@ def usable(device: torch.device, dtype: torch.dtype) -> Kernel | None:
 
 
 class NativeLayer:
-    """The weights of a grafted layer, in float32 and laid out in panels of columns.
+    """The weights of a grafted layer, laid out in panels of columns.
 
     Args:
         lattice: a `LatticeAttention`.
@@ -57,17 +57,17 @@ class NativeLayer:
     @torch.no_grad()
     def __init__(self, lattice: Any) -> None:
         config, null_key = lattice.config, lattice.null_key
-        normed_ZX = (lattice.qkvg_proj.weight.float() * lattice.norm.weight.float()).T
-        weights_DO = lattice.down_proj.weight.float().T, normed_ZX, lattice.up_proj.weight.float().T
-        self.kept = [panels(weight_DO) for weight_DO in weights_DO]
-        self.kept.append(null_key.detach().float().contiguous())
+        in_words = null_key.dtype == torch.bfloat16
+        linears = lattice.down_proj, lattice.qkvg_proj, lattice.up_proj
+        self.kept = [panels(linear.weight.to(null_key.dtype).T, in_words=in_words) for linear in linears]
+        self.kept += [lattice.norm.weight.detach().float().contiguous(), null_key.detach().contiguous()]
         self.layer = _Layer(
             lattice.down_proj.in_features,
             config.low_dim,
             config.num_heads,
             config.head_dim,
             config.gate == "head",
-            null_key.dtype == torch.bfloat16,
+            in_words,
             lattice.norm.eps,
             *(weight.data_ptr() for weight in self.kept),
         )

@@ -158,7 +158,14 @@ def switched_off() -> Iterator[None]:
             os.environ[SWITCH] = before
 
 
-def panels(weight_DO: torch.Tensor) -> torch.Tensor:
-    """A weight as compiled products take it: (panels, D, LANES), the last panel filled up with zeros."""
-    padded_DO = nn.functional.pad(weight_DO, (0, -weight_DO.shape[1] % LANES))
-    return padded_DO.view(len(padded_DO), -1, LANES).transpose(0, 1).contiguous()
+def panels(weight_DO: torch.Tensor, *, in_words: bool = False) -> torch.Tensor:
+    """A weight as compiled products take it: (panels, D, LANES), the last panel filled up with zeros.
+
+    Args:
+        weight_DO: of D inputs and O outputs.
+        in_words: two numbers of the depth lie side by side, (panels, D / 2, LANES, 2), an odd depth filled up likewise.
+    """
+    at_once = 2 if in_words else 1
+    padded_DO = nn.functional.pad(weight_DO, (0, -weight_DO.shape[1] % LANES, 0, -len(weight_DO) % at_once))
+    panels_PDLW = padded_DO.view(len(padded_DO) // at_once, at_once, -1, LANES).permute(2, 0, 3, 1)
+    return (panels_PDLW if in_words else panels_PDLW.squeeze(-1)).contiguous()

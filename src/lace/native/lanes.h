@@ -22,11 +22,6 @@
 #define TILE 4
 #define TWO_PANELS 0
 #endif
-#ifdef __AVX512BF16__
-#define BY_PAIRS 1 /* whether the processor multiplies pairs of numbers in bfloat16, in half the time */
-#else
-#define BY_PAIRS 0
-#endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t masks __attribute__((vector_size(4 * LANES)));
@@ -49,13 +44,18 @@ static inline __attribute__((always_inline)) lanes weights(const int form, const
     return form == HALVES ? widened(((const halves *)panel)[i]) : ((const lanes *)panel)[i];
 }
 
-/* sum + what a number, or word, gives with each lane of `by`. */
+/* sum + what a number, or word, gives with each lane of `by`; some processors take a word in the time of a number. */
 static inline __attribute__((always_inline)) lanes plus(const int form, lanes sum, const float *number, lanes by) {
-#if BY_PAIRS
-    if (form == WORDS)
-        return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)by, (__m512bh)_mm512_set1_epi32(*(const word *)number));
+    if (form != WORDS) return sum + *number * by;
+    const word both = *(const word *)number;
+#ifdef __AVX512BF16__
+    return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)by, (__m512bh)_mm512_set1_epi32(both));
+#else
+    float low, high;
+    memcpy(&low, &(word){both << 16}, sizeof(low));
+    memcpy(&high, &(word){both & 0xFFFF0000}, sizeof(high));
+    return sum + low * (lanes)((words)by << 16) + high * (lanes)((words)by & 0xFFFF0000);
 #endif
-    return sum + *number * by;
 }
 
 static inline __attribute__((always_inline)) void tile(const int rows, const int both, const int adding,
@@ -153,19 +153,6 @@ static inline void copy(int64_t count, const void *x, int64_t at, int64_t bfloat
         for (int64_t i = 0; i < count; i++) to[i] = load(x, at + i, 1);
     else
         memcpy(to, (const float *)x + at, count * sizeof(float));
-}
-
-/* y (rows, whole panels) = x (rows, depth) w */
-static inline void project(int64_t rows, int64_t depth, int64_t columns, const float *x, const float *w, float *y) {
-    const int64_t count = panels(columns);
-    for (int64_t p = 0; p < count; p += 2) {
-        lanes made[2][CHUNK];
-        const lanes *b = (const lanes *)w + p * depth;
-        const int two = p + 1 < count;
-        multiply(0, FLOATS, rows, depth, x, depth, 1, b, two ? b + depth : 0, made[0], made[1]);
-        for (int q = 0; q <= two; q++)
-            for (int64_t r = 0; r < rows; r++) memcpy(y + (r * count + p + q) * LANES, made[q] + r, sizeof(lanes));
-    }
 }
 
 /* Rotary encoding of the dimensions of one head, whose halves are pairs. */
