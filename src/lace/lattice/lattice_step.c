@@ -96,6 +96,20 @@ static int prepare(const Layer *layer, const Step *step, int64_t first, int64_t 
     return 0;
 }
 
+/* 2^x for x <= 0: its Taylor polynomial on [-1/2, 1/2] times a power of two; 0 below -126. */
+static inline lanes power_of_two(lanes x) {
+    const masks counts = x > -126.0f;
+    const lanes n = x + 12582912.0f; /* 1.5 * 2^23: the nearest whole number is in the last bits */
+    x -= n - 12582912.0f;
+    lanes p = x * 1.5403530e-4f + 1.3333558e-3f;
+    p = p * x + 9.6181291e-3f;
+    p = p * x + 5.5504109e-2f;
+    p = p * x + 2.4022651e-1f;
+    p = p * x + 6.9314718e-1f;
+    p = p * x + 1.0f;
+    return (lanes)((masks)((words)p + ((words)n << 23)) & counts);
+}
+
 /* Two numbers of each lane in bfloat16, to the nearest, ties to even. */
 static inline words pair(lanes low, lanes high) {
     const words a = (words)low + 0x7FFF + ((words)low >> 16 & 1), b = (words)high + 0x7FFF + ((words)high >> 16 & 1);
@@ -104,11 +118,12 @@ static inline words pair(lanes low, lanes high) {
 
 /* Values of two slots in words, (N, K), from entries (N, 2 K); the later slot may not be `there`. */
 static void pair_values(int64_t threads, int64_t dim, const void *entries, int there, word *to) {
-    for (int64_t n = 0; n < threads; n++)
-        for (int64_t d = 0; d < dim; d++) {
-            const uint16_t *value = (const uint16_t *)entries + n * 2 * dim + dim + d;
-            to[n * dim + d] = *value | (there ? (word)value[threads * 2 * dim] << 16 : 0);
-        }
+    const uint16_t *value = (const uint16_t *)entries + dim, *later = value + threads * 2 * dim;
+    for (int64_t n = 0; n < threads; n++, value += 2 * dim, later += 2 * dim, to += dim)
+        if (there)
+            for (int64_t d = 0; d < dim; d++) to[d] = value[d] | (word)later[d] << 16;
+        else
+            for (int64_t d = 0; d < dim; d++) to[d] = value[d];
 }
 
 /* The queries in panels `from` to `to` of lattice l read; query q is head q % H of thread q / H. */
@@ -128,12 +143,13 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
     lanes *scores = total + count;                       /* of two panels, (slots, N), then the weights */
     float *together = (float *)(scores + 2 * SLOTS * N); /* entries where they lie apart */
     word *paired = (word *)together + SLOTS * N * K;     /* values in words, behind entries in bfloat16 */
+    const float scale = 1.44269504f / sqrtf(K); /* of scores in powers of two */
     memset(memory, 0, sizeof(lanes) * count * (depth + K + 1));
     for (int64_t q = begin; q < end; q++)
         for (int64_t d = 0; d < K && row_of[q / H] >= 0; d++) {
             const int64_t lane = q % LANES, at = wide ? (d / 2 * LANES + lane) * 2 + d % 2 : d * LANES + lane;
             store(query + (q / LANES - from) * depth, at, wide,
-                  made[row_of[q / H] * made_row + q % H * K + d] / sqrtf(K));
+                  made[row_of[q / H] * made_row + q % H * K + d] * scale);
         }
     for (int64_t p = 0; p < count; p++) { /* the null entry, whose value is zero */
         product(wide, 0, 1, depth, layer->null_key, depth, 1, query + p * depth, 0, largest + p, 0);
@@ -159,14 +175,15 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
                     scores + read_now);
             for (int64_t p = first_of_two; p < first_of_two + two; p++) {
                 lanes *score = scores + (p - first_of_two) * read_now, most = largest[p], added = {0};
-                for (int64_t i = 0; i < stop - s; i++)
-                    for (int64_t q = begin + p * LANES; !step->read_self && q < end && q < begin + (p + 1) * LANES; q++)
-                        ((float *)(score + i * N + q / H))[q % LANES] = -INFINITY;
+                for (int64_t q = begin + p * LANES; !step->read_self && q < end && q < begin + (p + 1) * LANES; q++) {
+                    float *own = (float *)(score + q / H) + q % LANES;
+                    for (int64_t i = 0; i < stop - s; i++) own[i * N * LANES] = -INFINITY;
+                }
                 for (int64_t e = 0; e < read_now && gaps; e++)
                     if (steps[(s + e / N) * step->steps_slot + e % N] < 0) score[e] = (lanes){0} - INFINITY;
                 for (int64_t e = 0; e < read_now; e++) most = larger(score[e], most);
-                const lanes kept = exponential(largest[p] - most);
-                for (int64_t e = 0; e < read_now; e++) added += score[e] = exponential(score[e] - most);
+                const lanes kept = power_of_two(largest[p] - most);
+                for (int64_t e = 0; e < read_now; e++) added += score[e] = power_of_two(score[e] - most);
                 for (int64_t i = 0; wide && i < stop - s; i += 2)
                     for (int64_t e = i * N; e < (i + 1) * N; e++)
                         score[e - i / 2 * N] = (lanes)pair(score[e], i + 1 < stop - s ? score[e + N] : (lanes){0});
@@ -182,10 +199,10 @@ static int attend(const Layer *layer, const Step *step, int64_t l, int64_t from,
     for (int64_t q = begin; q < end; q++) {
         const int64_t row = row_of[q / H], p = q / LANES - from;
         if (row < 0) continue;
-        float scale = now[q / H] < 0 ? 0 : 1 / ((float *)(total + p))[q % LANES]; /* who writes nothing reads nothing */
-        if (layer->gated) scale /= 1 + expf(-made[row * made_row + (H + 2) * K + q % H]);
+        float share = now[q / H] < 0 ? 0 : 1 / ((float *)(total + p))[q % LANES]; /* who writes nothing reads nothing */
+        if (layer->gated) share /= 1 + expf(-made[row * made_row + (H + 2) * K + q % H]);
         for (int64_t d = 0; d < K; d++)
-            store(read, (row * H + q % H) * K + d, wide, scale * ((float *)(sum + p * K + d))[q % LANES]);
+            store(read, (row * H + q % H) * K + d, wide, share * ((float *)(sum + p * K + d))[q % LANES]);
     }
     free(memory);
     return 0;
