@@ -23,12 +23,12 @@
 #define TWO_PANELS 0
 #endif
 
-typedef float lanes __attribute__((vector_size(4 * LANES)));
+/* What lies in memory as numbers, in float32 or bfloat16, is also read as vectors and words. */
+typedef float lanes __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t masks __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES))); /* in bfloat16 */
-
-typedef uint32_t word __attribute__((may_alias)); /* of two numbers in bfloat16 */
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), may_alias)); /* in bfloat16 */
+typedef uint32_t word __attribute__((may_alias));                           /* of two numbers in bfloat16 */
 
 /* What is multiplied: both sides in float32; weights in bfloat16; or both in bfloat16, two of the depth in a word each. */
 enum { FLOATS, HALVES, WORDS };
