@@ -116,13 +116,13 @@ def test_equals_operators(settings: dict[str, object], grid: list[list[int]]) ->
 @pytest.fixture(params=["", "-mno-avx512bf16"])
 def whether_by_pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Processors differ in how they multiply numbers in bfloat16."""
-    if request.param:
-        monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, request.param))
-        build.kernel.cache_clear()
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *filter(None, [request.param])))
+    build.kernel.cache_clear()
+    try:
         if build.kernel(native.SOURCE) is None:
             pytest.skip("the compiler does not know the instructions")
-    yield
-    if request.param:
+        yield
+    finally:
         build.kernel.cache_clear()
 
 

@@ -9,7 +9,7 @@
        w_h = softmax over {null} + {entries that are read} of q_h . k / sqrt(K)
        out = x + concat_h( sigmoid(g_h) * sum_j w_hj v_j ) W_up
 
-   All products are of one form, `multiply`: LANES columns side by side, each a sum in the order of its depth. The
+   All products are of one form, `multiply`: LANES columns side by side, each a sum in one order of its depth. The
    columns of weights are outputs; those of attention are queries, all heads of all threads of a lattice, so that
    entries are read as they lie, each number for LANES queries. What a row gets depends, bit for bit, neither on which
    other rows and lattices there are nor on the number of processor threads: what is not read adds zeros, and the

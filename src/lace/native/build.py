@@ -28,7 +28,9 @@ SWITCH = "LACE_NATIVE"
 """Environment variable; 0 is off."""
 HEADER = Path(__file__).with_name("lanes.h")
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared")
+FLAGS = ("-O3", "-march=native", "--param=avoid-fma-max-bits=0", "-std=gnu11", "-fPIC", "-shared")
+"""For some processors gcc multiplies and adds in one instruction here and in two there; by the parameter always in one,
+so that a row gets the same bits everywhere."""
 OPENMP = "-fopenmp"
 """The pool of threads is torch's: it loads its runtime for all (RTLD_GLOBAL), so that our calls go there as well."""
 PATIENCE = 120

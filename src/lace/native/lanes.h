@@ -1,4 +1,4 @@
-/* What compiled steps are made of: products of LANES columns side by side, each a sum in the order of its depth.
+/* What compiled steps are made of: products of LANES columns side by side, each a sum in one order of its depth.
 
    Weights lie in panels, (columns / LANES, depth, LANES), the last one filled up with zeros, so that a product reads
    them once and in order. A row's result is the same, bit for bit, however many rows are multiplied with it. */
@@ -9,6 +9,12 @@
 #include <string.h>
 #ifdef __AVX512F__
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512BF16__) && !(__clang_major__ == 16 || __clang_major__ == 17) /* which crash at the instruction */
+#define BY_WORDS 1
+#else
+#define BY_WORDS 0
 #endif
 
 #define LANES 16
@@ -48,7 +54,7 @@ static inline __attribute__((always_inline)) lanes weights(const int form, const
 static inline __attribute__((always_inline)) lanes plus(const int form, lanes sum, const float *number, lanes by) {
     if (form != WORDS) return sum + *number * by;
     const word both = *(const word *)number;
-#ifdef __AVX512BF16__
+#if BY_WORDS
     return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)by, (__m512bh)_mm512_set1_epi32(both));
 #else
     float low, high;
