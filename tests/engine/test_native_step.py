@@ -113,10 +113,10 @@ def test_equals_operators(settings: dict[str, object], grid: list[list[int]]) ->
     assert ((found - x_SRD)[2:, 3].abs().amax(dim=-1) > 0.1).all()
 
 
-@pytest.fixture(params=["", "-mno-avx512bf16"])
+@pytest.fixture(params=[(), ("-mno-avx512bf16",)], ids=str)
 def whether_by_pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Processors differ in how they multiply numbers in bfloat16."""
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *filter(None, [request.param])))
+    monkeypatch.setattr(build, "FLAGS", build.FLAGS + request.param)
     build.kernel.cache_clear()
     try:
         if build.kernel(native.SOURCE) is None:

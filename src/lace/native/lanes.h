@@ -114,9 +114,10 @@ static inline __attribute__((always_inline)) void multiply(const int adding, con
 static inline lanes larger(lanes a, lanes b) {
 #ifdef __AVX512F__
     return (lanes)_mm512_max_ps((__m512)a, (__m512)b); /* compilers do not see it in what follows */
-#endif
+#else
     masks is = a > b;
     return (lanes)(((masks)a & is) | ((masks)b & ~is));
+#endif
 }
 
 /* e^x for x <= 0: the polynomial of Cephes' expf on [-ln 2 / 2, ln 2 / 2] times a power of two; 0 below -87. */
