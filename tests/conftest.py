@@ -53,6 +53,19 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     build.kernel.cache_clear()
 
 
+@pytest.fixture(params=[(), ("-mno-avx512bf16",)], ids=str)
+def whether_by_pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Processors differ in how they multiply numbers in bfloat16."""
+    monkeypatch.setattr(build, "FLAGS", build.FLAGS + request.param)
+    build.kernel.cache_clear()
+    try:
+        if build.kernel(SOURCE) is None:
+            pytest.skip("the compiler does not know the instructions")
+        yield
+    finally:
+        build.kernel.cache_clear()
+
+
 @pytest.fixture
 def openmp(compiled: None) -> None:
     """Compiled code that several threads of the processor share."""

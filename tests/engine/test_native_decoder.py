@@ -112,6 +112,7 @@ def test_biases(tokenizer: PreTrainedTokenizerFast) -> None:
     assert_same(found, engine.generate(PROMPTS, VARIED))
 
 
+@pytest.mark.usefixtures("whether_by_pairs")
 @pytest.mark.parametrize("strategy", ["lace", "independent"])
 @pytest.mark.parametrize("name", ["heads of 32", "heads of 48, four queries for a key", "odd widths"])
 def test_bfloat16_is_rounded_less_than_by_operators(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from lace.lattice import native
 from lace.lattice.attention import LatticeAttention, ThreadLayout
 from lace.lattice.cache import LatticeCache
 from lace.lattice.graft import graft, lattice_layers
-from lace.native import build
 from lace.native.build import SWITCH
 from tiny import tiny_config, tiny_model, wake
 from tiny_engine import PROMPTS, VARIED, new_model
@@ -111,19 +109,6 @@ def test_equals_operators(settings: dict[str, object], grid: list[list[int]]) ->
     torch.testing.assert_close(cache.written[0][written], other.written[0][written], rtol=1e-5, atol=1e-5)
     assert torch.equal(found[9:, 1], x_SRD[9:, 1])  # who has ended reads nothing
     assert ((found - x_SRD)[2:, 3].abs().amax(dim=-1) > 0.1).all()
-
-
-@pytest.fixture(params=[(), ("-mno-avx512bf16",)], ids=str)
-def whether_by_pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Processors differ in how they multiply numbers in bfloat16."""
-    monkeypatch.setattr(build, "FLAGS", build.FLAGS + request.param)
-    build.kernel.cache_clear()
-    try:
-        if build.kernel(native.SOURCE) is None:
-            pytest.skip("the compiler does not know the instructions")
-        yield
-    finally:
-        build.kernel.cache_clear()
 
 
 @pytest.mark.usefixtures("whether_by_pairs")

@@ -1,5 +1,6 @@
 /* A step of a decoder of the Llama kind on a processor: what `LeanDecoder` computes, in one call. Where the model is in
-   bfloat16, so are weights, embeddings and caches, and what is made of them is still in float32.
+   bfloat16, so are weights, embeddings and caches, and sums are still in float32. What is multiplied with weights is
+   rounded to bfloat16 if the processor takes two such numbers at once.
 
    For each row r with the token t at the position p, D, H, G, K, F the width, the query heads, the key-value heads, the
    dimensions of a head and the inner width of the MLP:
@@ -23,7 +24,7 @@
 #define MOST_PARTS 16 /* of a head, LANES dimensions each */
 
 typedef struct { /* as in native_decoder.py; vectors are in float32, padded to whole panels, NULL where there are none */
-    const void *qkv, *o, *gate, *up, *down; /* in panels */
+    const void *qkv, *o, *gate, *up, *down; /* in panels, of words in bfloat16 */
     const float *before, *after, *q_norm, *k_norm, *qkv_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
 } Block;
 
@@ -72,17 +73,27 @@ static void norm_rows(const Model *model, int64_t rows, const float *x, const fl
     for (int64_t r = 0; r < rows; r++) rms_norm(model->width, model->epsilon, x + r * row, weight, y + r * row);
 }
 
+/* What is multiplied with weights: x (R, width) itself or, in `to`, the nearest in bfloat16, ties to even; rows are padded
+   with zeros. */
+static const float *factors(const Model *model, int64_t rows, int64_t width, const float *x, halves *to) {
+    if (!BY_WORDS || !model->bfloat16) return x;
+#if BY_WORDS
+    for (int64_t i = 0; i < rows * panels(width); i++) to[i] = (halves)_mm512_cvtneps_pbh(((const __m512 *)x)[i]);
+#endif
+    return (const float *)to;
+}
+
 /* Two panels of y (R, columns) = or += x (R, depth) w + bias; rows of x are padded, those of y lie `y_row` apart. */
-static inline __attribute__((always_inline)) void two_panels(const int half, int64_t p, int64_t rows, int64_t depth,
-                                                             int64_t columns, const float *x, const void *w,
+static inline __attribute__((always_inline)) void two_panels(const int form, int64_t p, int64_t rows, int64_t depth,
+                                                             int64_t columns, const float *x, const lanes *w,
                                                              const float *bias, float *y, int64_t y_row, int adding) {
     const int64_t within = columns - p * LANES < 2 * LANES ? columns - p * LANES : 2 * LANES;
-    const int64_t size = depth * (half ? sizeof(halves) : sizeof(lanes));
-    const char *b = (const char *)w + p * size, *b2 = within > LANES ? b + size : 0;
+    const int64_t x_row = form == WORDS ? padded(depth) / 2 : padded(depth), size = form == FLOATS ? depth : (depth + 1) / 2;
+    const lanes *b = w + p * size, *b2 = within > LANES ? b + size : 0;
     for (int64_t r = 0; r < rows; r += CHUNK) {
         const int64_t count = rows - r < CHUNK ? rows - r : CHUNK;
         lanes made[2][CHUNK];
-        multiply(0, half ? HALVES : FLOATS, count, depth, x + r * padded(depth), padded(depth), 1, b, b2, made[0], made[1]);
+        multiply(0, form, count, size, x + r * x_row, x_row, 1, b, b2, made[0], made[1]);
         for (int64_t i = 0; i < count; i++)
             for (int64_t j = 0; j < within; j++) {
                 float *to = y + (r + i) * y_row + p * LANES + j, one = ((float *)(made[j / LANES] + i))[j % LANES];
@@ -92,15 +103,16 @@ static inline __attribute__((always_inline)) void two_panels(const int half, int
     }
 }
 
+/* y (R, columns) = or += x w + bias, of `factors` x. */
 static void product(const Model *model, int64_t rows, int64_t depth, int64_t columns, const float *x, const void *w,
                     const float *bias, float *y, int64_t y_row, int adding, int processors) {
     (void)processors; /* where there is no OpenMP */
 #pragma omp parallel for num_threads(processors) if (processors > 1)
     for (int64_t p = 0; p < panels(columns); p += 2) {
         if (model->bfloat16)
-            two_panels(1, p, rows, depth, columns, x, w, bias, y, y_row, adding);
+            two_panels(BY_WORDS ? WORDS : PAIRS, p, rows, depth, columns, x, w, bias, y, y_row, adding);
         else
-            two_panels(0, p, rows, depth, columns, x, w, bias, y, y_row, adding);
+            two_panels(FLOATS, p, rows, depth, columns, x, w, bias, y, y_row, adding);
     }
 }
 
@@ -209,7 +221,8 @@ static void activate(int64_t count, lanes *gate, const lanes *up) {
 /* Returns 1 if there is no memory, 2 for a position without angles, 3 for a token or position that cannot be. */
 int decoder_step(const Model *model, const Step *step, float *logits) {
     const int64_t R = step->rows, D = model->width, H = model->heads, G = model->key_heads, K = model->dim;
-    const int64_t F = model->inner, V = model->vocabulary, qkv_row = (H + 2 * G) * K, widest = F > H * K ? F : H * K;
+    const int64_t F = model->inner, V = model->vocabulary, qkv_row = (H + 2 * G) * K;
+    const int64_t wide = F > H * K ? F : H * K, widest = wide > D ? wide : D;
     const double weights = model->count * (D * (double)(qkv_row + H * K + 3 * F)) + D * (double)V;
     const double products = R * (weights + model->count * 2.0 * H * K * step->columns);
     for (int64_t r = 0; r < R; r++) {
@@ -218,14 +231,15 @@ int decoder_step(const Model *model, const Step *step, float *logits) {
     }
     const int processors = products < WORTH_SHARING ? 1 : step->processors;
     const int64_t scores = panels(step->columns);
-    lanes *memory = room(2 * R * panels(D) + R * panels(qkv_row) + R * panels(H * K) + 2 * R * panels(widest) + R * scores);
+    lanes *memory = room(R * (2 * panels(D) + panels(qkv_row) + panels(H * K) + 2 * panels(F) + panels(widest) + scores));
     int64_t *starts = malloc(R * sizeof(int64_t));
     int failed = !memory || !starts;
     if (failed) goto end;
     float *h = (float *)memory, *x = h + R * padded(D), *qkv = x + R * padded(D), *read = qkv + R * qkv_row;
-    float *gate = read + R * H * K, *up = gate + R * padded(widest);
-    lanes *score = (lanes *)(up + R * padded(widest));
-    void *x_of_lattice = model->bfloat16 ? (void *)gate : (void *)read; /* gate is not in use then */
+    float *gate = read + R * H * K, *up = gate + R * padded(F);
+    halves *rounded = (halves *)(up + R * padded(F));
+    lanes *score = (lanes *)rounded + R * panels(widest);
+    void *x_of_lattice = model->bfloat16 ? (void *)rounded : (void *)read;
     memset(memory, 0, 2 * R * padded(D) * sizeof(float));
     for (int64_t r = 0; r < R; r++) {
         const int64_t *own = step->mask ? step->mask + r * step->mask_row : 0;
@@ -235,7 +249,8 @@ int decoder_step(const Model *model, const Step *step, float *logits) {
     for (int64_t layer = 0; layer < model->count && !failed; layer++) {
         const Block *block = model->blocks + layer;
         norm_rows(model, R, h, block->before, x);
-        product(model, R, D, qkv_row, x, block->qkv, block->qkv_bias, qkv, qkv_row, 0, processors);
+        const float *in = factors(model, R, D, x, rounded);
+        product(model, R, D, qkv_row, in, block->qkv, block->qkv_bias, qkv, qkv_row, 0, processors);
 #pragma omp parallel for num_threads(processors) if (processors > 1)
         for (int64_t r = 0; r < R; r++)
             for (int64_t g = 0; g < G; g++)
@@ -245,15 +260,18 @@ int decoder_step(const Model *model, const Step *step, float *logits) {
             failed = model->lattice_step(step->readers[layer], step->lattice, step->entries[layer], x_of_lattice, x_of_lattice);
             for (int64_t i = 0; i < R * H * K && model->bfloat16; i++) read[i] = load(x_of_lattice, i, 1);
         }
-        product(model, R, H * K, D, read, block->o, block->o_bias, h, padded(D), 1, processors);
+        in = factors(model, R, H * K, read, rounded);
+        product(model, R, H * K, D, in, block->o, block->o_bias, h, padded(D), 1, processors);
         norm_rows(model, R, h, block->after, x);
-        product(model, R, D, F, x, block->gate, block->gate_bias, gate, padded(F), 0, processors);
-        product(model, R, D, F, x, block->up, block->up_bias, up, padded(F), 0, processors);
+        in = factors(model, R, D, x, rounded);
+        product(model, R, D, padded(F), in, block->gate, block->gate_bias, gate, padded(F), 0, processors);
+        product(model, R, D, padded(F), in, block->up, block->up_bias, up, padded(F), 0, processors);
         activate(R * panels(F), (lanes *)gate, (const lanes *)up);
-        product(model, R, F, D, gate, block->down, block->down_bias, h, padded(D), 1, processors);
+        in = factors(model, R, F, gate, rounded);
+        product(model, R, F, D, in, block->down, block->down_bias, h, padded(D), 1, processors);
     }
     norm_rows(model, R, h, model->norm, x);
-    product(model, R, D, V, x, model->head, model->head_bias, logits, V, 0, processors);
+    product(model, R, D, V, factors(model, R, D, x, rounded), model->head, model->head_bias, logits, V, 0, processors);
 end:
     free(memory);
     free(starts);

@@ -168,7 +168,8 @@ class NativeDecoder:
         return self._address(nn.functional.pad(vector.detach().float(), (0, -len(vector) % LANES)).clone())
 
     def _weight(self, *linears: nn.Linear) -> int:
-        return self._address(panels(torch.cat([linear.weight for linear in linears]).T))
+        weight_OD = torch.cat([linear.weight for linear in linears])
+        return self._address(panels(weight_OD.T, in_words=self.model.dtype == torch.bfloat16))
 
     def _bias(self, *linears: nn.Linear) -> int | None:
         if all(linear.bias is None for linear in linears):

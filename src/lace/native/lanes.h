@@ -36,8 +36,8 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), may_alias)); /* in bfloat16 */
 typedef uint32_t word __attribute__((may_alias));                           /* of two numbers in bfloat16 */
 
-/* What is multiplied: both sides in float32; weights in bfloat16; or both in bfloat16, two of the depth in a word each. */
-enum { FLOATS, HALVES, WORDS };
+/* What is multiplied: both sides in float32; weights in bfloat16, two of the depth in a word; or both sides so. */
+enum { FLOATS, PAIRS, WORDS };
 
 static inline int64_t panels(int64_t columns) { return (columns + LANES - 1) / LANES; }
 
@@ -45,23 +45,21 @@ static inline lanes *room(int64_t count) { return aligned_alloc(sizeof(lanes), c
 
 static inline lanes widened(halves x) { return (lanes)(__builtin_convertvector(x, words) << 16); }
 
-/* Vector i of a panel. */
-static inline __attribute__((always_inline)) lanes weights(const int form, const void *panel, int64_t i) {
-    return form == HALVES ? widened(((const halves *)panel)[i]) : ((const lanes *)panel)[i];
-}
-
-/* sum + what a number, or word, gives with each lane of `by`; some processors take a word in the time of a number. */
+/* sum + what a number, or two, or a word give with each lane of `by`; some processors take a word in the time of a number. */
 static inline __attribute__((always_inline)) lanes plus(const int form, lanes sum, const float *number, lanes by) {
-    if (form != WORDS) return sum + *number * by;
-    const word both = *(const word *)number;
-#if BY_WORDS
-    return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)by, (__m512bh)_mm512_set1_epi32(both));
-#else
+    if (form == FLOATS) return sum + *number * by;
     float low, high;
-    memcpy(&low, &(word){both << 16}, sizeof(low));
-    memcpy(&high, &(word){both & 0xFFFF0000}, sizeof(high));
-    return sum + low * (lanes)((words)by << 16) + high * (lanes)((words)by & 0xFFFF0000);
+    if (form == PAIRS) {
+        low = number[0], high = number[1];
+    } else {
+        const word both = *(const word *)number;
+#if BY_WORDS
+        return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)by, (__m512bh)_mm512_set1_epi32(both));
 #endif
+        memcpy(&low, &(word){both << 16}, sizeof(low));
+        memcpy(&high, &(word){both & 0xFFFF0000}, sizeof(high));
+    }
+    return sum + low * (lanes)((words)by << 16) + high * (lanes)((words)by & 0xFFFF0000);
 }
 
 static inline __attribute__((always_inline)) void tile(const int rows, const int both, const int adding,
@@ -74,11 +72,11 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 #pragma GCC unroll 8
     for (int i = 0; both && i < rows; i++) sum2[i] = adding ? c2[i] : (lanes){0};
     for (int64_t d = 0; d < depth; d++) {
-        const float *at = a + d * column;
-        const int64_t ahead = AHEAD + d * (form == HALVES ? sizeof(halves) : sizeof(lanes));
+        const float *at = a + d * column * (form == PAIRS ? 2 : 1);
+        const int64_t ahead = AHEAD + d * sizeof(lanes);
         __builtin_prefetch((const char *)b + ahead);
         if (both) __builtin_prefetch((const char *)b2 + ahead);
-        const lanes by = weights(form, b, d), by2 = both ? weights(form, b2, d) : by;
+        const lanes by = ((const lanes *)b)[d], by2 = both ? ((const lanes *)b2)[d] : by;
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
             sum[i] = plus(form, sum[i], at + i * row, by);
@@ -92,7 +90,7 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 }
 
 /* c (rows, LANES) = or += a (rows, depth) b (depth, LANES), and c2 by b2 if they are given, which costs less than twice;
-   `row` and `column` are the distances in a. Where both are words, depth and distances are those of words. */
+   `row` and `column` are the distances in a. Of words, depth and distances are those of words; of PAIRS, depth alone. */
 static inline __attribute__((always_inline)) void multiply(const int adding, const int form, int64_t rows,
                                                            int64_t depth, const float *a, int64_t row, int64_t column,
                                                            const void *b, const void *b2, lanes *c, lanes *c2) {
