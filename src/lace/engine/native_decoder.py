@@ -1,7 +1,7 @@
 """A step of a decoder of the Llama kind, one call of compiled C (`decoder_step.c`) in the place of all operators.
 
 For models in float32 or bfloat16 on a processor. Where that cannot be, the step goes by the few operators of
-`lean_decoder`, which are its reference; in bfloat16 these round what compiled code keeps in float32.
+`lean_decoder`, which are its reference; in bfloat16 these round sums that compiled code keeps in float32.
 
 Shape letters: R rows, C columns, D width, V vocabulary, K head dimensions.
 """
