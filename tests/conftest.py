@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 # Before any library reads them.
@@ -21,6 +22,10 @@ from tiny import FAMILIES, tiny_model
 
 # Products of tiny matrices are fastest alone, and their sums do not depend on the machine then.
 torch.set_num_threads(1)
+
+# Shells without job control start what runs in the background deaf to Ctrl-C, which servers under test would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=sorted(FAMILIES))
