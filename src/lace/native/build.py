@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from lace.native.large_pages import in_large_pages
+
 SWITCH = "LACE_NATIVE"
 """Environment variable; 0 is off."""
 HEADER = Path(__file__).with_name("lanes.h")
@@ -170,4 +172,4 @@ def panels(weight_DO: torch.Tensor, *, in_words: bool = False) -> torch.Tensor:
     at_once = 2 if in_words else 1
     padded_DO = nn.functional.pad(weight_DO, (0, -weight_DO.shape[1] % LANES, 0, -len(weight_DO) % at_once))
     panels_PDLW = padded_DO.view(len(padded_DO) // at_once, at_once, -1, LANES).permute(2, 0, 3, 1)
-    return (panels_PDLW if in_words else panels_PDLW.squeeze(-1)).contiguous()
+    return in_large_pages(panels_PDLW if in_words else panels_PDLW.squeeze(-1))
